@@ -1,0 +1,15 @@
+"""ResNeSt (Split-Attention Networks) in JAX and Flax."""
+
+from resnest_jax.models.resnest import ResNeSt
+from resnest_jax.models.split_attention import SplitAttention
+from resnest_jax.models.torch_names import from_torch, to_torch
+from resnest_jax.models.zoo import create_model, list_models
+
+__all__ = [
+    "ResNeSt",
+    "SplitAttention",
+    "create_model",
+    "from_torch",
+    "list_models",
+    "to_torch",
+]

@@ -1,0 +1,1 @@
+"""The networks: jax, flax and numpy alone."""

@@ -1,0 +1,130 @@
+"""Convolution: one parameter layout, several ways to express it, chosen here and nowhere else."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+from jax import lax
+
+from resnest_jax.errors import InputError
+
+EXPRESSIONS = ("auto", "grouped", "split")
+
+# The authors' initialisation: a normal that is not truncated, fan-out k * k * features.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def uniform_init(fan_in: int) -> Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for a dense kernel and for every bias."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """2-D convolution with symmetric integer padding ``dilation * (kernel_size - 1) // 2``.
+
+    ``'SAME'`` would pad even inputs asymmetrically at stride 2 and depart from the reference.
+    The kernel is stored as (kernel_size, kernel_size, C_in / groups, features) whatever the
+    expression, output channels in group order.
+
+    Attributes:
+      features: output channels, a multiple of ``groups``.
+      groups: number of groups; divides the input channels too.
+      expression: how a grouped convolution is written for XLA, see ``conv2d``.
+      dtype: dtype of the computation; parameters are float32.
+
+    Raises:
+      InputError: if ``groups`` does not divide the channels.
+    """
+
+    features: int
+    kernel_size: int = 1
+    strides: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    expression: str = "auto"
+    dtype: Dtype = jnp.float32
+    kernel_init: Initializer = conv_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        in_channels = x.shape[-1]
+        if in_channels % self.groups or self.features % self.groups:
+            raise InputError(
+                f"{self.name or 'Conv'}: {self.groups} groups (radix x cardinality in a split "
+                f"attention) must divide the {in_channels} input and {self.features} output "
+                "channels; choose another radix, cardinality or width"
+            )
+        fan_in = in_channels // self.groups
+        shape = (self.kernel_size, self.kernel_size, fan_in, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = conv2d(x, kernel, self.strides, self.dilation, self.groups, self.expression)
+        if self.use_bias:
+            init = uniform_init(fan_in * self.kernel_size**2)
+            bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+            x = x + bias[None, None, None]
+        return x
+
+
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    expression: str = "auto",
+) -> jax.Array:
+    """Grouped convolution of (B, H, W, C_in) with an HWIO kernel of (k, k, C_in / groups, C_out).
+
+    All expressions give the same value to rounding:
+      ``grouped``: XLA's own grouped convolution;
+      ``split``: one dense convolution a group, which XLA:CPU keeps on its fast path in both
+        directions;
+      ``auto``: ``split`` for up to 8 groups on CPU, ``grouped`` elsewhere.
+    A 1x1 convolution is a matrix product a group, whatever the expression.
+
+    Raises:
+      InputError: if ``expression`` is none of these.
+    """
+    if expression not in EXPRESSIONS:
+        raise InputError(f"unknown convolution expression {expression!r}; there are {EXPRESSIONS}")
+    if kernel.shape[:2] == (1, 1):
+        return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
+    if expression == "auto":
+        on_cpu = jax.default_backend() == "cpu"
+        expression = "split" if on_cpu and groups <= 8 else "grouped"
+    pad = dilation * (kernel.shape[0] - 1) // 2
+
+    def conv(x, kernel, groups=1):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(strides, strides),
+            padding=((pad, pad), (pad, pad)),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    if expression == "grouped" or groups == 1:
+        return conv(x, kernel, groups)
+    pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate([conv(*pair) for pair in pairs], -1)
+
+
+def _pointwise(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+    """1x1 convolution of (B, H, W, C_in) as a product with (C_in / groups, C_out) a group."""
+    if groups == 1:
+        return x @ kernel
+    x = x.reshape(*x.shape[:-1], groups, -1)
+    kernel = kernel.reshape(kernel.shape[0], groups, -1)
+    x = jnp.einsum("bhwgi,igo->bhwgo", x, kernel)
+    return x.reshape(*x.shape[:3], -1)

@@ -1,0 +1,99 @@
+"""Split attention, radix-major (paper section 3.2): the form that the network runs."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnest_jax.errors import InputError
+from resnest_jax.models.convolution import Conv
+from resnest_jax.models.normalization import BatchNorm
+
+
+class SplitAttention(nn.Module):
+    """Split-attention convolution (ResNeSt paper, section 3.1 and equation 3).
+
+    A grouped convolution makes ``radix`` feature maps of ``features`` channels, the splits; their
+    sum is pooled and goes through two grouped dense layers to one weight a split and channel;
+    the result is the weighted sum of the splits. Nothing follows the sum.
+
+    Channels of the feature maps are radix-major: index ``r * cardinality + k`` counts the groups.
+    ``resnest_jax.models.cardinality_major`` writes the same function group by group.
+
+    Call with x (B, H, W, C_in) and ``train``; returns (B, H / strides, W / strides, features) in
+    the dtype of ``conv``. Collections: ``params``, ``batch_stats``; the attention is sown into
+    ``intermediates`` as (B, radix, features).
+
+    Attributes:
+      features: C, output channels.
+      radix: R >= 1, the number of splits in a cardinal group. With one split the softmax over
+        splits is a sigmoid.
+      cardinality: K >= 1, the number of cardinal groups.
+      reduction: the dense layers' hidden width is ``max(features * radix // reduction, 32)``,
+        rounded up to a multiple of the cardinality.
+      conv, norm: factories of the layers, for instance ``functools.partial(Conv, dtype=...)``.
+
+    Raises:
+      InputError: if ``radix * cardinality`` does not divide the input channels, or the
+        cardinality the output channels.
+    """
+
+    features: int
+    radix: int = 2
+    cardinality: int = 1
+    kernel_size: int = 3
+    strides: int = 1
+    dilation: int = 1
+    reduction: int = 4
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        if self.radix < 1 or self.cardinality < 1 or self.features % self.cardinality:
+            raise InputError(
+                f"split attention of {self.features} features needs radix >= 1 and a cardinality "
+                f"that divides them; got radix {self.radix}, cardinality {self.cardinality}"
+            )
+        x = self.conv(
+            self.features * self.radix,
+            kernel_size=self.kernel_size,
+            strides=self.strides,
+            dilation=self.dilation,
+            groups=self.radix * self.cardinality,
+            name="conv",
+        )(x)
+        x = nn.relu(self.norm(name="bn0")(x, train))
+        splits = jnp.split(x, self.radix, -1)
+
+        pooled = jnp.mean(sum(splits), (1, 2), keepdims=True)
+        hidden = hidden_width(self.features, self.radix, self.cardinality, self.reduction)
+        dense = {"groups": self.cardinality, "use_bias": True}
+        gate = self.conv(hidden, **dense, name="fc1")(pooled)
+        gate = nn.relu(self.norm(name="bn1")(gate, train))
+        gate = self.conv(self.features * self.radix, **dense, name="fc2")(gate)
+        attention = radix_softmax(gate, self.radix, self.cardinality)
+        self.sow("intermediates", "attention", attention)
+
+        weights = jnp.split(attention[:, :, None, None], self.radix, 1)
+        return sum(split * a[:, 0] for split, a in zip(splits, weights, strict=True))
+
+
+def hidden_width(features: int, radix: int, cardinality: int, reduction: int) -> int:
+    """Width between the two dense layers of the attention."""
+    width = max(features * radix // reduction, 32)
+    # Rounding touches no published model; it lets any cardinality have whole groups.
+    return -(-width // cardinality) * cardinality
+
+
+def radix_softmax(gate: jax.Array, radix: int, cardinality: int) -> jax.Array:
+    """Softmax over the splits of each cardinal group (equation 4): a sigmoid if there is one.
+
+    The gate (B, 1, 1, K * R * c) is cardinality-major, as a grouped layer makes it; the result
+    (B, R, K * c) is radix-major, as the feature maps are.
+    """
+    batch = gate.shape[0]
+    gate = gate.reshape(batch, cardinality, radix, -1)
+    gate = nn.softmax(gate, 2) if radix > 1 else nn.sigmoid(gate)
+    return gate.swapaxes(1, 2).reshape(batch, radix, -1)

@@ -1,0 +1,166 @@
+"""Variables to and from the state dictionaries of the authors' PyTorch model (and timm's)."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnest_jax.errors import InputError
+from resnest_jax.models.resnest import ResNeSt
+
+BATCH_NORM = (
+    ("weight", "params", "scale"),
+    ("bias", "params", "bias"),
+    ("running_mean", "batch_stats", "mean"),
+    ("running_var", "batch_stats", "var"),
+)
+COUNTER = "num_batches_tracked"  # in every torch batch norm; nothing here corresponds
+
+
+class Entry(NamedTuple):
+    """One torch tensor and where it stands here; ``path`` is None for a counter."""
+
+    key: str
+    path: tuple[str, ...] | None
+
+
+def _layer(torch_name: str, path: tuple[str, ...], bias: bool = False) -> Iterator[Entry]:
+    yield Entry(f"{torch_name}.weight", ("params", *path, "kernel"))
+    if bias:
+        yield Entry(f"{torch_name}.bias", ("params", *path, "bias"))
+
+
+def _norm(torch_name: str, path: tuple[str, ...]) -> Iterator[Entry]:
+    for leaf, collection, name in BATCH_NORM:
+        yield Entry(f"{torch_name}.{leaf}", (collection, *path, name))
+    yield Entry(f"{torch_name}.{COUNTER}", None)
+
+
+def _stem(model: ResNeSt) -> Iterator[Entry]:
+    if not model.deep_stem:
+        yield from _layer("conv1", ("stem", "conv1"))
+        yield from _norm("bn1", ("stem", "bn1"))
+        return
+    for i in (1, 2, 3):
+        yield from _layer(f"conv1.{3 * i - 3}", ("stem", f"conv{i}"))
+        yield from _norm(f"conv1.{3 * i - 2}" if i < 3 else "bn1", ("stem", f"bn{i}"))
+
+
+def _block(model: ResNeSt, torch_name: str, block: str, downsample: bool) -> Iterator[Entry]:
+    yield from _layer(f"{torch_name}.conv1", (block, "conv1"))
+    yield from _norm(f"{torch_name}.bn1", (block, "bn1"))
+    conv2 = f"{torch_name}.conv2"
+    if model.radix == 0:
+        yield from _layer(conv2, (block, "conv2"))
+        yield from _norm(f"{torch_name}.bn2", (block, "bn2"))
+    else:
+        yield from _layer(f"{conv2}.conv", (block, "conv2", "conv"))
+        yield from _norm(f"{conv2}.bn0", (block, "conv2", "bn0"))
+        yield from _layer(f"{conv2}.fc1", (block, "conv2", "fc1"), bias=True)
+        yield from _norm(f"{conv2}.bn1", (block, "conv2", "bn1"))
+        yield from _layer(f"{conv2}.fc2", (block, "conv2", "fc2"), bias=True)
+    yield from _layer(f"{torch_name}.conv3", (block, "conv3"))
+    yield from _norm(f"{torch_name}.bn3", (block, "bn3"))
+    if downsample:
+        first = 1 if model.avg_down else 0  # the average pool takes place 0
+        yield from _layer(f"{torch_name}.downsample.{first}", (block, "downsample_conv"))
+        yield from _norm(f"{torch_name}.downsample.{first + 1}", (block, "downsample_bn"))
+
+
+def torch_entries(model: ResNeSt) -> Iterator[Entry]:
+    """Every entry of the torch state dictionary, in its order."""
+    yield from _stem(model)
+    for name, settings in model.block_settings():
+        stage, block = name.removeprefix("stage").split("_block")
+        torch_name = f"layer{stage}.{int(block) - 1}"
+        yield from _block(model, torch_name, name, settings["downsample"])
+    if model.num_classes:
+        yield from _layer("fc", ("head",), bias=True)
+
+
+def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict:
+    """Variables ``{'params', 'batch_stats'}`` of ``model``, float32, from a torch state dictionary.
+
+    Args:
+      state_dict: arrays in torch layout (convolutions OIHW, dense (out, in)) under the names of
+        the authors' checkpoints; ``num_batches_tracked`` may be left out.
+      model: the model that the entries are for.
+
+    Raises:
+      InputError: if an entry is missing, unknown or of another shape: all of them are named.
+    """
+    entries = {entry.key: entry.path for entry in torch_entries(model)}
+    arrays = {key: np.asarray(value) for key, value in state_dict.items()}
+    shapes = _shapes(model, arrays)
+    wanted = [key for key, path in entries.items() if path is not None]
+    missing = [key for key in wanted if key not in arrays]
+    extra = [key for key in arrays if key not in entries]
+    misshapen, flat = [], {}
+    for key in wanted:
+        if key in arrays:
+            array = _to_flax_layout(arrays[key])
+            flat[entries[key]] = array
+            if (expected := shapes[entries[key]]) != array.shape:
+                expected = _torch_shape(expected)
+                misshapen.append(f"{key} is {arrays[key].shape}, expected {expected}")
+    if missing or extra or misshapen:
+        problems = {"missing": missing, "unknown": extra, "misshapen": misshapen}
+        lists = (f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise InputError(f"the state dictionary does not fit the model; {'; '.join(lists)}")
+    variables = {"params": {}, "batch_stats": {}}
+    for path, array in flat.items():
+        node = variables
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = jnp.asarray(array, jnp.float32)
+    return variables
+
+
+def to_torch(variables: Mapping, model: ResNeSt) -> dict[str, np.ndarray]:
+    """State dictionary in torch layout and order: the inverse of ``from_torch``.
+
+    ``num_batches_tracked`` entries, which torch does not use at its default momentum, are 0.
+
+    Raises:
+      InputError: if the variables are not those of ``model``.
+    """
+    state_dict = {}
+    for key, path in torch_entries(model):
+        if path is None:
+            state_dict[key] = np.zeros((), np.int64)
+            continue
+        node = variables
+        for part in path:
+            if part not in node:
+                raise InputError(f"the variables do not fit the model: no {'/'.join(path)}")
+            node = node[part]
+        state_dict[key] = _to_torch_layout(np.asarray(node))
+    count = sum(COUNTER not in key for key in state_dict)
+    if count != len(jax.tree.leaves(variables)):
+        raise InputError("the variables do not fit the model: they have entries it has not")
+    return state_dict
+
+
+def _shapes(model: ResNeSt, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:
+    """Shape of every variable by path; the file's first convolution tells the input channels."""
+    first = arrays.get(next(torch_entries(model)).key)
+    channels = first.shape[1] if first is not None and first.ndim == 4 else 3
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {tuple(part.key for part in path): leaf.shape for path, leaf in leaves}
+
+
+def _to_flax_layout(array: np.ndarray) -> np.ndarray:
+    """OIHW -> HWIO, (out, in) -> (in, out), vectors as they are."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _to_torch_layout(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]

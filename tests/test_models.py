@@ -1,0 +1,231 @@
+"""The models by name: parameters, shapes, statistics, errors, torch names."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import state_dict
+
+import resnest_jax
+from resnest_jax.errors import InputError
+from resnest_jax.models.normalization import BatchNorm
+
+# Trainable parameters of the authors' PyTorch models and GluonCV's.
+PARAMETERS = {
+    "resnest14": 10_611_688,
+    "resnest26": 17_069_448,
+    "resnest50": 27_483_240,
+    "resnest101": 48_275_016,
+    "resnest200": 70_201_544,
+    "resnest269": 110_929_480,
+    "resnest50_fast_1s1x64d": 26_217_896,
+    "resnest50_fast_2s1x64d": 27_483_240,
+    "resnest50_fast_4s1x64d": 31_912_712,
+    "resnest50_fast_1s2x40d": 25_946_680,
+    "resnest50_fast_2s2x40d": 26_943_792,
+    "resnest50_fast_4s2x40d": 30_417_592,
+    "resnest50_fast_1s4x24d": 25_677_000,
+    "resnetd50": 25_576_264,
+    "resnet50": 25_557_032,
+}
+
+
+def init_shapes(model, size=64):
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    params = init_shapes(resnest_jax.create_model(name))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
+
+
+def test_every_listed_model_builds():
+    for name in resnest_jax.list_models():
+        init_shapes(resnest_jax.create_model(name))
+
+
+def test_names_of_parameters():
+    params = init_shapes(resnest_jax.create_model("resnest14"))["params"]
+    assert params["stage1_block1"]["conv1"]["kernel"].shape == (1, 1, 64, 64)
+    assert params["stage1_block1"]["conv2"]["conv"]["kernel"].shape == (3, 3, 32, 128)
+    assert params["stage4_block1"]["downsample_conv"]["kernel"].shape == (1, 1, 1024, 2048)
+    assert params["stem"]["conv3"]["kernel"].shape == (3, 3, 32, 64)
+    assert params["head"]["kernel"].shape == (2048, 1000)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (64, 97), (224, 208)])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_endpoint_shapes(size, stride):
+    model = resnest_jax.create_model("resnest50_fast_2s2x40d", output_stride=stride)
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def apply(variables, images):
+        return model.apply(variables, images, method="features")
+
+    endpoints = jax.eval_shape(apply, variables, images)
+    channels = {"c1": 64, "c2": 256, "c3": 512, "c4": 1024, "c5": 2048}
+    for (name, width), reduction in zip(channels.items(), (2, 4, 8, 16, 32), strict=True):
+        reduction = min(reduction, stride)
+        height, length = (-(-side // reduction) for side in size)
+        assert endpoints[name].shape == (2, height, length, width)
+
+
+def test_small_models_compute():
+    """Any R and K, bf16 too: finite logits in float32, statistics that move in training."""
+    images = np.random.default_rng(0).standard_normal((4, 33, 32, 3)).astype(np.float32)
+    for name in ("resnest14_fast_0s2x64d", "resnest14_fast_3s1x48d", "resnest14_fast_2s3x64d"):
+        model = resnest_jax.create_model(
+            name, num_classes=7, planes=[16, 16, 32, 32], stem_width=8, dtype="bfloat16"
+        )
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        assert logits.shape == (4, 7) and logits.dtype == jnp.float32
+        assert np.isfinite(logits).all()
+        before, after = variables["batch_stats"], updates["batch_stats"]
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+        assert all(jax.tree.leaves(moved))
+
+
+def test_dropout_and_no_head():
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    fields = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 0}
+    model = resnest_jax.create_model("resnest14", **fields, dropout=0.5)
+    variables = model.init(jax.random.key(0), images)
+    assert "head" not in variables["params"]
+
+    def features(key):
+        rngs = {"dropout": jax.random.key(key)}
+        return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+
+    kept, other = features(0) != 0, features(1) != 0
+    assert kept.shape == (2, 32) and (kept != other).any()
+    np.testing.assert_array_equal(features(0), features(0))
+
+
+def test_initialisation():
+    """Normal with variance 2 / (k * k * features); block ends at 0; uniform dense layers."""
+    images = jnp.zeros((1, 32, 32, 3))
+    params = resnest_jax.create_model("resnest14").init(jax.random.key(0), images)["params"]
+    block = params["stage4_block1"]
+    kernel = block["conv2"]["conv"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 1024)), rtol=0.01)
+    assert np.abs(kernel).max() > 3 * kernel.std()  # not truncated
+    assert not block["bn3"]["scale"].any() and (block["bn1"]["scale"] == 1).all()
+    bound = 1 / np.sqrt(2048)
+    for leaf in jax.tree.leaves(params["head"]):
+        np.testing.assert_allclose(np.abs(leaf).max(), bound, rtol=0.01)
+        np.testing.assert_allclose(leaf.std(), bound / np.sqrt(3), rtol=0.05)
+    kept = resnest_jax.create_model("resnest14", zero_init_last=False)
+    params = kept.init(jax.random.key(0), images)["params"]
+    assert (params["stage4_block1"]["bn3"]["scale"] == 1).all()
+
+
+def test_batch_norm_statistics():
+    x = np.random.default_rng(0).normal(3, 2, (4, 5, 6, 7)).astype(np.float32)
+    module = BatchNorm()
+    variables = module.init(jax.random.key(0), x)
+    y, updates = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    values = x.reshape(-1, 7).astype(np.float64)
+    np.testing.assert_allclose(
+        y, (x - values.mean(0)) / np.sqrt(values.var(0) + 1e-5), rtol=1e-4, atol=1e-5
+    )
+    stats = updates["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * values.var(0, ddof=1), rtol=1e-5)
+
+
+def test_a_single_image_cannot_train():
+    images = jnp.zeros((1, 64, 64, 3))
+    model = resnest_jax.create_model("resnest14")
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    model.apply(variables, images)
+    with pytest.raises(InputError, match="conv2/bn1.* single value a channel"):
+        model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    "name, fields, message",
+    [
+        ("resnest51", {}, "unknown model 'resnest51'.*did you mean resnest.*resnest14, "),
+        ("resnest50_fast_2s1x", {}, "unknown model"),
+        ("resnest50", {"radixx": 2}, "unknown model field radixx; there are stage_sizes, "),
+        ("resnest50", {"radix": -1}, "radix must be an integer >= 0; got -1"),
+        ("resnest50", {"radix": 3}, "3 groups must divide the 64 channels"),
+        ("resnest50", {"cardinality": 0}, "cardinality must be"),
+        ("resnest50", {"output_stride": 4}, r"output_stride must be one of \(8, 16, 32\); got 4"),
+        ("resnest50", {"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ("resnest50", {"dtype": "int8"}, "dtype must be a float dtype; got 'int8'"),
+        ("resnest50", {"dtype": "bf17"}, "dtype must be a float dtype; got 'bf17'"),
+        ("resnest50", {"planes": (64, 128)}, "planes must be four positive integers"),
+        ("resnest50", {"expression": "fast"}, "expression must be one of"),
+    ],
+)
+def test_bad_fields_are_named(name, fields, message):
+    with pytest.raises(InputError, match=message):
+        resnest_jax.create_model(name, **fields)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3), (1, 31, 64, 3)])
+def test_bad_images_are_named(shape):
+    with pytest.raises(InputError, match=r"images must be \(B, H, W, C\)"):
+        resnest_jax.create_model("resnest14").init(jax.random.key(0), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["resnest14", "resnet50", "resnetd50", "resnest50_fast_1s2x40d"])
+def test_torch_round_trip(name):
+    model = resnest_jax.create_model(name)
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    back = resnest_jax.from_torch(resnest_jax.to_torch(variables, model), model)
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+@pytest.mark.parametrize(
+    "name, entries",
+    [("resnest50", 476), ("resnest101", 935), ("resnest200", 1826), ("resnest269", 2447)],
+)
+def test_torch_entries(name, entries):
+    """As many as in the authors' files, under their names."""
+    model = resnest_jax.create_model(name)
+    keys = [entry.key for entry in resnest_jax.models.torch_names.torch_entries(model)]
+    assert len(keys) == len(set(keys)) == entries
+    assert keys[:3] == ["conv1.0.weight", "conv1.1.weight", "conv1.1.bias"]
+    assert keys[-2:] == ["fc.weight", "fc.bias"]
+    expected = {
+        "bn1.num_batches_tracked",
+        "layer1.0.conv2.fc1.bias",
+        "layer1.0.downsample.1.weight",
+        "layer4.2.bn3.running_var",
+    }
+    assert expected <= set(keys)
+
+
+def test_torch_mismatch_names_everything():
+    model = resnest_jax.create_model("resnest14")
+    weights = state_dict(model)
+    weights["layer9.0.conv1.weight"] = weights.pop("layer1.0.conv1.weight")
+    weights["fc.weight"] = weights["fc.weight"][:10]
+    with pytest.raises(InputError) as error:
+        resnest_jax.from_torch(weights, model)
+    message = str(error.value)
+    assert "missing: layer1.0.conv1.weight" in message
+    assert "unknown: layer9.0.conv1.weight" in message
+    assert "fc.weight is (10, 2048), expected (1000, 2048)" in message
+
+
+def test_imports_only_jax_flax_numpy():
+    code = (
+        "import sys, resnest_jax; print(*[m for m in ('tensorflow', 'torch', 'grain', 'cv2',"
+        " 'tensorflow_datasets', 'ml_collections', 'clu', 'matplotlib', 'sklearn')"
+        " if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.strip() == "", result.stdout + result.stderr

@@ -1,0 +1,109 @@
+"""The two formulations of the paper, and the convolution under them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnest_jax import SplitAttention
+from resnest_jax.errors import InputError
+from resnest_jax.models.cardinality_major import (
+    CardinalSplitAttention,
+    from_radix_major,
+    input_permutation,
+)
+from resnest_jax.models.convolution import conv2d
+
+
+def randomize(variables, seed=0):
+    """Every leaf random, so that no permutation hides behind ones or zeros."""
+    leaves, tree = jax.tree.flatten(variables)
+    rng = np.random.default_rng(seed)
+    leaves = [np.exp(0.3 * rng.standard_normal(x.shape)).astype(np.float32) for x in leaves]
+    signs = [rng.choice([-1, 1], x.shape).astype(np.float32) for x in leaves]
+    variables = tree.unflatten([x * s for x, s in zip(leaves, signs, strict=True)])
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+    return variables
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("cardinality", [1, 2, 4])
+@pytest.mark.parametrize("radix", [1, 2, 4])
+def test_formulations_agree(radix, cardinality, train):
+    x = np.random.default_rng(1).standard_normal((3, 7, 6, 32)).astype(np.float32)
+    radix_major = SplitAttention(64, radix, cardinality)
+    variables = randomize(radix_major.init(jax.random.key(0), x))
+    cardinal = CardinalSplitAttention(64, radix, cardinality)
+    moved = from_radix_major(variables, radix, cardinality)
+    shapes = jax.eval_shape(cardinal.init, jax.random.key(0), x)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), moved, shapes)
+
+    x_moved = x[..., input_permutation(32, radix, cardinality)]
+    actual, updates = radix_major.apply(variables, x, train, mutable=["batch_stats"])
+    expected, updates_moved = cardinal.apply(moved, x_moved, train, mutable=["batch_stats"])
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * scale)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()),
+        from_radix_major(updates, radix, cardinality),
+        updates_moved,
+    )
+
+
+def test_attention_is_a_distribution_over_splits():
+    x = np.random.default_rng(0).standard_normal((2, 5, 5, 16)).astype(np.float32)
+    module = SplitAttention(16, radix=4, cardinality=2)
+    variables = randomize(module.init(jax.random.key(0), x))
+    _, state = module.apply(variables, x, mutable=["intermediates"])
+    (attention,) = state["intermediates"]["attention"]
+    assert attention.shape == (2, 4, 16)
+    np.testing.assert_allclose(attention.sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 16])
+@pytest.mark.parametrize("size, strides, dilation", [(3, 1, 1), (3, 2, 1), (3, 1, 2), (1, 1, 1)])
+def test_convolution_expressions_agree(groups, size, strides, dilation):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 9, 8, 16)).astype(np.float32)
+    kernel = rng.standard_normal((size, size, 16 // groups, 32)).astype(np.float32)
+    cotangent = None
+    results = {}
+    for expression in ("grouped", "split", "auto"):
+        out, vjp = jax.vjp(
+            lambda x, k, e=expression: conv2d(x, k, strides, dilation, groups, e), x, kernel
+        )
+        if cotangent is None:
+            cotangent = rng.standard_normal(out.shape).astype(np.float32)
+        results[expression] = (out, *vjp(cotangent))
+    expected = direct_convolution(x, kernel, strides, dilation, groups)
+    np.testing.assert_allclose(results["grouped"][0], expected, rtol=1e-4, atol=1e-4)
+    for expression in ("split", "auto"):
+        for a, b in zip(results[expression], results["grouped"], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def direct_convolution(x, kernel, strides, dilation, groups):
+    """Sum over the taps of the kernel, group by group."""
+    size, fan_in, features = kernel.shape[0], kernel.shape[2], kernel.shape[3]
+    pad = dilation * (size - 1) // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    height, width = -(-x.shape[1] // strides), -(-x.shape[2] // strides)
+    out = np.zeros((x.shape[0], height, width, features))
+    for group in range(groups):
+        inputs = slice(group * fan_in, (group + 1) * fan_in)
+        outputs = slice(group * features // groups, (group + 1) * features // groups)
+        for i in range(size):
+            for j in range(size):
+                rows = slice(i * dilation, i * dilation + x.shape[1], strides)
+                columns = slice(j * dilation, j * dilation + x.shape[2], strides)
+                tap = padded[:, rows, columns, inputs][:, :height, :width]
+                out[..., outputs] += tap @ kernel[i, j, :, outputs]
+    return out
+
+
+def test_radix_that_does_not_divide_is_named():
+    x = jnp.zeros((2, 8, 8, 16))
+    with pytest.raises(InputError, match="3 groups.* must divide the 16 input"):
+        SplitAttention(48, radix=3).init(jax.random.key(0), x)
+    with pytest.raises(InputError, match="radix >= 1.*got radix 0"):
+        SplitAttention(16, radix=0).init(jax.random.key(0), x)
