@@ -1,5 +1,9 @@
-"""The one exception that stands for bad input."""
+"""The exceptions whose message is one line for the user; commands print it as it stands."""
 
 
 class InputError(ValueError):
-    """Bad input of the user: the message is one line that a command prints as it stands."""
+    """Bad input: the message names the field, the value and what would be right."""
+
+
+class DivergenceError(RuntimeError):
+    """Training ran into a value that is not finite; the message names the step."""

@@ -103,7 +103,7 @@ def direct_convolution(x, kernel, strides, dilation, groups):
 
 def test_radix_that_does_not_divide_is_named():
     x = jnp.zeros((2, 8, 8, 16))
-    with pytest.raises(InputError, match="3 groups.* must divide the 16 input"):
+    with pytest.raises(InputError, match=r"3 groups.* must divide the 16 input"):
         SplitAttention(48, radix=3).init(jax.random.key(0), x)
-    with pytest.raises(InputError, match="radix >= 1.*got radix 0"):
+    with pytest.raises(InputError, match=r"radix >= 1.*got radix 0"):
         SplitAttention(16, radix=0).init(jax.random.key(0), x)

@@ -1,0 +1,35 @@
+"""What the commands share: how they start, and how they say what was wrong."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from resnest_jax.errors import DivergenceError, InputError
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a command; bad input becomes one line on stderr and exit code 1."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except (InputError, DivergenceError) as error:
+        fail(error)
+
+
+def fail(error: object) -> None:
+    """Print one line and leave."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Absl's parser, whose complaints about config files and overrides are made one line."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(error)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax tells of every file that it writes
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    return rest

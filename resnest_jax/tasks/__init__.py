@@ -1,0 +1,1 @@
+"""What a task is made of: model, loss and metrics."""

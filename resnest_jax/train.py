@@ -1,0 +1,25 @@
+"""Train a model: python -m resnest_jax.train --config=configs/digits.py --workdir=DIR"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from resnest_jax import commands, runs
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run is kept; a run that is already there goes on."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+    """Train what the flags name."""
+    summary = runs.train(CONFIG.value, Path(WORKDIR.value).expanduser())
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    commands.run(main)

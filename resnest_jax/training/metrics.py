@@ -1,0 +1,80 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, progress lines, whole JSON files."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import tensorboardX
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl; a last one cut short by a kill is dropped."""
+    path = workdir / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class MetricsWriter:
+    """Writes metrics by step to all sinks; a context manager.
+
+    metrics.jsonl holds only what follows from the config and the seed, so that two runs can be
+    compared line by line; rates go to TensorBoard and the console.
+    """
+
+    def __init__(self, workdir: Path, start_step: int):
+        """Open the sinks and forget what lies past ``start_step``: it will be done again."""
+        kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+        temporary = workdir / f".{METRICS}.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, workdir / METRICS)
+        self._file = (workdir / METRICS).open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Write one line of metrics.jsonl and the same to TensorBoard."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        self.write_tensorboard(step, metrics)
+
+    def write_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
+        """Write what differs from run to run, such as rates."""
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+
+class Progress:
+    """Progress lines on the console: step, ETA and whatever is to be told."""
+
+    def __init__(self, start_step: int, total_steps: int):
+        self._start, self._total = start_step, total_steps
+        self._begun = time.perf_counter()
+
+    def show(self, step: int, **values: str) -> None:
+        """Print one line."""
+        line = tqdm.format_meter(
+            step,
+            self._total,
+            time.perf_counter() - self._begun,
+            initial=self._start,
+            bar_format="step {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            postfix=", ".join(f"{name} {value}" for name, value in values.items()),
+        )
+        print(line, flush=True)
