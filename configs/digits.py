@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
             },
             "optimizer": {
                 "base_learning_rate": 0.4,  # of 256 images; scaled by batch_size / 256
-                "warmup_epochs": 3.0,
+                "warmup_epochs": 0.5,
                 "momentum": 0.9,
                 "nesterov": True,
                 "weight_decay": 5e-4,

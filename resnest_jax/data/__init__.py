@@ -1,1 +1,1 @@
-"""From a source of images to batches."""
+"""From a data set's name to batches of images: sources, transforms, loader."""

@@ -1,97 +1,118 @@
-"""From an encoded record to the image that the network sees, on the host."""
+"""From an encoded record to a fixed-size uint8 image, for training and for evaluation."""
 
 import dataclasses
 
 import cv2
-import grain.python as grain
+import grain
 import numpy as np
 
 from resnest_jax.errors import InputError
 
+# Grain already runs one image per core; OpenCV's own threads would only contend with it.
+cv2.setNumThreads(1)
 
-def decode(record: dict) -> np.ndarray:
-    """RGB image (H, W, 3) uint8 of an encoded record; grey, palette, RGBA and 16-bit ones too.
+
+def decode(record) -> np.ndarray:
+    """Decodes a record's image to uint8 (H, W, 3), RGB.
+
+    Grey and palette images become RGB, alpha is dropped, 16 bits keep the upper 8. The EXIF
+    orientation is ignored, as the usual ImageNet pipelines do.
 
     Raises:
-      InputError: if the bytes are no image; it names the record's ``key``.
+      InputError: The bytes are no whole image; the message names record["key"].
     """
-    data = np.frombuffer(record["image"], np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    encoded = np.frombuffer(record["image"], np.uint8)
+    image = None
+    if encoded.size:  # OpenCV raises on an empty buffer and returns None on any other it rejects.
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise InputError(f"{record['key']}: cannot be decoded as an image")
+        raise InputError(f"cannot decode the image {record['key']}: expected a whole JPEG or PNG")
     return image
 
 
-def resize_and_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Short side to ``size``, then the centred square: (H, W, 3) -> (size, size, 3).
+def resize_and_center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Scales the short side of a (H, W, C) image to `size` and keeps the centre: (size, size, C).
 
-    Shrinking averages over areas, as antialiasing does; enlarging is bilinear.
+    The central square is cut out first: the same region of the image, at less cost. Shrinking
+    averages over area, which does not alias; enlarging is bicubic.
     """
     height, width = image.shape[:2]
-    scale = size / min(height, width)
-    # Rounding must not leave the short side one pixel short.
-    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
-    if (width, height) != shape:
-        filter = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = cv2.resize(image, shape, interpolation=filter)
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    if side == size:
+        return square
+    interpolation = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
+    return cv2.resize(square, (size, size), interpolation=interpolation)
 
 
 def random_shift(image: np.ndarray, rng: np.random.Generator, fraction: float) -> np.ndarray:
-    """Translate by up to ``fraction`` of each side, uniform in whole pixels; black comes in."""
+    """Moves a (H, W, C) image by whole pixels, uniform up to round(fraction * side) either way.
+
+    Each axis is drawn on its own. The uncovered border is zero, that is black.
+    """
+    height, width = image.shape[:2]
+    most_y, most_x = round(fraction * height), round(fraction * width)
+    y = int(rng.integers(-most_y, most_y, endpoint=True))
+    x = int(rng.integers(-most_x, most_x, endpoint=True))
     shifted = np.zeros_like(image)
-    source, target = [], []
-    for side in image.shape[:2]:
-        limit = round(fraction * side)
-        shift = int(rng.integers(-limit, limit + 1))
-        source.append(slice(max(0, -shift), side - max(0, shift)))
-        target.append(slice(max(0, shift), side - max(0, -shift)))
-    shifted[tuple(target)] = image[tuple(source)]
+    shifted[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)] = image[
+        max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)
+    ]
     return shifted
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror left and right with probability one half."""
+    """Mirrors a (H, W, C) image left to right with probability one half."""
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalTransform(grain.MapTransform):
-    """Record -> ``{"image": (size, size, 3) uint8, "label": int32}``, the same every time."""
-
-    size: int
-
-    def map(self, record: dict) -> dict:
-        image = resize_and_crop(decode(record), self.size)
-        return {"image": image, "label": np.int32(record["label"])}
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainTransform(grain.RandomMapTransform):
-    """Record -> ``{"image": (size, size, 3) uint8, "label": int32}``, augmented.
-
-    Attributes:
-      size: side of the image in pixels.
-      shift: largest translation as a fraction of the side.
-      flip: whether to mirror half of the images.
+class EvalTransform(grain.transforms.Map):
+    """Record -> {"image": uint8 (size, size, 3), "label": int32 ()}.
 
     Raises:
-      InputError: if ``shift`` is not in [0, 0.5].
+      InputError: `size` is not positive; when called, an image that does not decode.
     """
 
     size: int
-    shift: float = 0.0
-    flip: bool = False
 
     def __post_init__(self):
-        if not 0 <= self.shift <= 0.5:
-            raise InputError(f"augment.shift must be in [0, 0.5]; got {self.shift}")
+        _check_size(self.size)
 
-    def random_map(self, record: dict, rng: np.random.Generator) -> dict:
-        image = resize_and_crop(decode(record), self.size)
-        if self.shift:
-            image = random_shift(image, rng, self.shift)
+    def map(self, element):
+        image = resize_and_center_crop(decode(element), self.size)
+        return {"image": image, "label": np.int32(element["label"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform(grain.transforms.RandomMap):
+    """Record -> {"image": uint8 (size, size, 3), "label": int32 ()}, shifted and flipped at random.
+
+    `shift` is the largest move as a fraction of the side; `flip` mirrors half of the images.
+
+    Raises:
+      InputError: `size` is not positive or `shift` not in 0..0.5; when called, an image that does
+        not decode.
+    """
+
+    size: int
+    shift: float
+    flip: bool
+
+    def __post_init__(self):
+        _check_size(self.size)
+        if not 0 <= self.shift <= 0.5:
+            raise InputError(f"shift must be in 0..0.5, got {self.shift}")
+
+    def random_map(self, element, rng):
+        image = resize_and_center_crop(decode(element), self.size)
+        image = random_shift(image, rng, self.shift)
         if self.flip:
             image = random_flip(image, rng)
-        return {"image": np.ascontiguousarray(image), "label": np.int32(record["label"])}
+        return {"image": image, "label": np.int32(element["label"])}
+
+
+def _check_size(size):
+    if size < 1:
+        raise InputError(f"size must be a positive number of pixels, got {size}")

@@ -18,16 +18,20 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep_last: int, best_metric: str):
         if keep_last < 1:
             raise InputError(f"checkpoint.keep_last must be at least 1; got {keep_last}")
+
+        def metric(metrics: dict[str, float]) -> float:
+            return metrics[best_metric]
+
         policies = [
             checkpoint_managers.LatestN(keep_last),
-            checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[best_metric], n=1),
+            checkpoint_managers.BestN(get_metric_fn=metric, n=1),
         ]
         options = ocp.CheckpointManagerOptions(
+            best_fn=metric,  # without it the metrics are not stored
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(workdir.resolve() / FOLDER, options=options)
-        self._best_metric = best_metric
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -54,7 +58,7 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         if which == "last" and not steps:
             return state, 0.0
-        step = {"last": max, "best": self._best}.get(which, lambda _: _as_int(which))(steps)
+        step = self._find(which, steps)
         if step not in steps:
             raise InputError(f"no checkpoint {which!r} in {self._manager.directory}; {steps=}")
         args = ocp.args.Composite(
@@ -64,9 +68,12 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args)
         return restored.state, restored.progress["seconds"]
 
-    def _best(self, steps: list[int]) -> int:
-        # The first of equals.
-        return max(steps, key=lambda step: (self._manager.metrics(step)[self._best_metric], -step))
+    def _find(self, which: str, steps: list[int]) -> int | None:
+        if which == "last":
+            return max(steps)
+        if which == "best":
+            return self._manager.best_step()
+        return int(which) if which.isdecimal() else None
 
 
 def latest_step(workdir: Path) -> int | None:
@@ -76,7 +83,3 @@ def latest_step(workdir: Path) -> int | None:
         return None
     steps = ocp.utils.checkpoint_steps(folder)
     return max(steps, default=None)
-
-
-def _as_int(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None

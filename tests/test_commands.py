@@ -1,0 +1,172 @@
+"""The commands, as a user runs them."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+
+import cv2
+import helpers
+import numpy as np
+import pytest
+
+QUICK = [
+    "--config=configs/digits.py",
+    "--config.model.planes=(8, 8, 8, 8)",
+    "--config.model.stem_width=4",
+    "--config.epochs=1.0",
+    "--config.batch_size=120",
+    "--config.eval_every_epochs=0.25",
+    "--config.log_every_steps=1",
+]
+
+
+def environment():
+    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+
+def run(module, *args):
+    """Run a command in the repository to its end."""
+    command = [sys.executable, "-m", f"resnest_jax.{module}", *args]
+    return subprocess.run(
+        command, cwd=helpers.ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def assert_one_line(result, *words):
+    assert result.returncode == 1, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert word in errors[0], result.stderr
+
+
+def write_images(folder, count, size=40):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        cv2.imwrite(str(folder / f"{i}.png"), rng.integers(0, 255, (size, size, 3), np.uint8))
+
+
+def test_train_then_evaluate(tmp_path):
+    trained = run("train", *QUICK, f"--workdir={tmp_path}/run")
+    assert trained.returncode == 0, trained.stderr
+    for word in ("step 12/12", "images/s", "loss", "eval_top1"):
+        assert word in trained.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    evaluated = run("evaluate", f"--workdir={tmp_path}/run")
+    assert json.loads(evaluated.stdout)["eval_top1"] == summary["eval_top1"]
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--config.optimiser.momentum=0.9", ["optimiser"]),
+        ("--config.optimizer.momentumm=0.9", ["momentumm", "momentum"]),
+        ("--config.model.name=resnest51", ["unknown model 'resnest51'", "resnest50"]),
+        ("--config.batch_size=many", ["batch_size", "many"]),
+        ("--config.batch_size=121", ["batch_size 121", "2 devices"]),
+        ("--config.dataset=no_such_set", ["no_such_set"]),
+        ("--config.dataset=folder:/no/such/folder", ["/no/such/folder"]),
+        ("--workdir=/dev/null/run", ["/dev/null/run", "cannot be written"]),
+        ("--config=configs/no_such_config.py", ["no_such_config.py"]),
+        ("stray", ["stray"]),
+    ],
+)
+def test_bad_input_is_one_line(argument, words, tmp_path):
+    assert_one_line(run("train", *QUICK, f"--workdir={tmp_path}/run", argument), *words)
+
+
+def test_bad_folders_are_one_line(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    corrupt = tmp_path / "corrupt"
+    for name in ("cat", "dog"):
+        write_images(corrupt / name, 10)
+    (corrupt / "dog" / "3.png").write_bytes(b"\x89PNG not really")
+    for folder, words in ((empty, [str(empty)]), (corrupt, ["dog/3.png"])):
+        result = run(
+            "train",
+            *QUICK,
+            f"--workdir={tmp_path}/run",
+            f"--config.dataset=folder:{folder}",
+            "--config.batch_size=4",
+        )
+        assert_one_line(result, *words)
+
+
+def test_one_image_cannot_train(tmp_path):
+    command = [sys.executable, "-m", "resnest_jax.train", *QUICK, f"--workdir={tmp_path}/run"]
+    result = subprocess.run(
+        [*command, "--config.batch_size=1"],
+        cwd=helpers.ROOT,
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+        capture_output=True,
+        text=True,
+    )
+    assert_one_line(result, "single value a channel", "batch size of at least 2")
+
+
+def test_folder_of_images_trains(tmp_path):
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("cat", "dog"):
+            write_images(tmp_path / split / name, count)
+    result = run(
+        "train",
+        *QUICK,
+        f"--workdir={tmp_path}/run",
+        f"--config.dataset=folder:{tmp_path}",
+        "--config.batch_size=4",
+        "--config.augment.flip=True",
+        "--config.loader.workers=1",
+    )
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["step"] == 3
+
+
+def killed_run(workdir, kills, seed):
+    """Start the run, kill -9 it some moments after its first line of progress, start it again."""
+    rng = random.Random(seed)
+    command = [sys.executable, "-m", "resnest_jax.train", *QUICK, f"--workdir={workdir}"]
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, cwd=helpers.ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            if line.startswith("step"):
+                time.sleep(rng.uniform(0, 1.5))
+                break
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    result = subprocess.run(command, cwd=helpers.ROOT, env=environment(), capture_output=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_killed_run_is_the_same(kills, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run("train", *QUICK, f"--workdir={whole}").returncode == 0
+    killed_run(killed, kills, seed=kills)
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (whole, killed)]
+    assert summaries[0] | {"seconds": 0} == summaries[1] | {"seconds": 0}
+    states = [stored_arrays(directory) for directory in (whole, killed)]
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 200
+    for name, array in states[0].items():
+        np.testing.assert_array_equal(array, states[1][name], err_msg=name)
+
+
+def stored_arrays(workdir):
+    """Every array of the last checkpoint by name."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

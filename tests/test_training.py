@@ -1,0 +1,306 @@
+"""The step, its parts and the loop."""
+
+import json
+import math
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import resnest_jax
+from resnest_jax import recipe, runs
+from resnest_jax.errors import DivergenceError, InputError
+from resnest_jax.tasks.classification import Classification, mixup
+from resnest_jax.training.metrics import MetricsWriter, read_metrics
+from resnest_jax.training.optimizer import make_optimizer, make_schedule
+from resnest_jax.training.state import create_state, make_train_step
+
+
+def tiny_task(**fields):
+    model = resnest_jax.create_model(
+        "resnest14_fast_2s2x64d", num_classes=10, planes=(8, 8, 16, 16), stem_width=4
+    )
+    return Classification(model, 10, 32, **fields)
+
+
+def random_batch(size, seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
+    return {"image": images, "label": rng.integers(0, 10, size).astype(np.int32)}
+
+
+def test_schedule():
+    """Linear from 0, cosine to 0, the peak scaled by the batch: the closed form."""
+    schedule = make_schedule(
+        base_learning_rate=0.1, warmup_epochs=5, epochs=20, batch_size=512, steps_per_epoch=10
+    )
+    for step in (0, 1, 25, 49, 50, 51, 120, 199, 200):
+        if step < 50:
+            expected = 0.2 * step / 50
+        else:
+            expected = 0.2 * (1 + math.cos(math.pi * (step - 50) / 150)) / 2
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_optimizer_against_numpy():
+    """Three steps of Nesterov momentum with decay in the gradient, on kernels alone."""
+    rng = np.random.default_rng(0)
+    params = {
+        "conv": {"kernel": rng.standard_normal((3, 3, 2, 4)), "bias": rng.standard_normal(4)},
+        "bn": {"scale": rng.standard_normal(4), "bias": rng.standard_normal(4)},
+    }
+    params = jax.tree.map(np.float32, params)
+    optimizer = make_optimizer(
+        lambda step: 0.1 / (step + 1), momentum=0.9, nesterov=True, weight_decay=0.01
+    )
+    state, actual = optimizer.init(params), params
+    expected = jax.tree.map(np.float64, params)
+    momentum = jax.tree.map(np.zeros_like, expected)
+    for step in range(3):
+        grads = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
+        updates, state = optimizer.update(grads, state, actual)
+        actual = optax.apply_updates(actual, updates)
+        for layer, leaves in expected.items():
+            for name in leaves:
+                decay = 0.01 if name == "kernel" else 0.0
+                gradient = grads[layer][name] + decay * leaves[name]
+                momentum[layer][name] = 0.9 * momentum[layer][name] + gradient
+                step_size = 0.1 / (step + 1)
+                leaves[name] = leaves[name] - step_size * (gradient + 0.9 * momentum[layer][name])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), actual, expected)
+
+
+def test_mixup():
+    """Both images and targets are the same blend with the reversed batch; weights are Beta."""
+    images = np.arange(6.0).reshape(6, 1, 1, 1)
+    targets = np.eye(6)
+    weights = []
+    for seed in range(300):
+        mixed, labels = mixup(jax.random.key(seed), images, targets, 0.2)
+        weight = float(labels[0, 0])
+        np.testing.assert_allclose(labels, weight * targets + (1 - weight) * targets[::-1])
+        np.testing.assert_allclose(
+            mixed, weight * images + (1 - weight) * images[::-1], rtol=1e-5, atol=1e-5
+        )
+        weights.append(weight)
+    variance = 0.25 / (2 * 0.2 + 1)  # of Beta(a, a)
+    np.testing.assert_allclose(np.mean(weights), 0.5, atol=0.1)
+    np.testing.assert_allclose(np.var(weights), variance, rtol=0.2)
+
+
+def test_loss_against_numpy():
+    """Cross-entropy of smoothed labels, off-value eps / K, on normalised images."""
+    task = tiny_task(label_smoothing=0.1)
+    batch = random_batch(8)
+    variables = jax.jit(task.init)(jax.random.key(0))
+    params, stats = variables["params"], variables["batch_stats"]
+    loss, _ = jax.jit(task.loss_fn)(params, stats, batch, jax.random.key(0))
+    mean = 255 * np.array([0.485, 0.456, 0.406])
+    std = 255 * np.array([0.229, 0.224, 0.225])
+    images = ((batch["image"] - mean) / std).astype(np.float32)
+    logits, _ = jax.jit(lambda v, x: task.model.apply(v, x, train=True, mutable=["batch_stats"]))(
+        variables, images
+    )
+    logits = np.asarray(logits, np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets = np.full((8, 10), 0.01)
+    targets[np.arange(8), batch["label"]] += 0.9
+    np.testing.assert_allclose(loss, -(targets * log_probabilities).sum(-1).mean(), rtol=1e-5)
+
+
+def test_evaluation_counts_masked_images_once():
+    task = tiny_task()
+    variables = jax.jit(task.init)(jax.random.key(0))
+    params, stats = variables["params"], variables["batch_stats"]
+    batch = random_batch(8) | {"mask": np.arange(8) < 5}
+    sums = jax.jit(task.eval_fn)(params, stats, batch)
+    assert sums["count"] == 5
+    logits = []
+    task_model = lambda images: task.model.apply(variables, images)  # noqa: E731
+    normalised = (batch["image"] - np.array([123.675, 116.28, 103.53])) / np.array(
+        [58.395, 57.12, 57.375]
+    )
+    logits = np.asarray(jax.jit(task_model)(normalised.astype(np.float32)))[:5]
+    order = np.argsort(-logits, -1)
+    hits = order == batch["label"][:5, None]
+    assert sums["top1"] == hits[:, :1].sum() and sums["top5"] == hits[:, :5].sum()
+
+
+def test_eight_devices_equal_one():
+    """Losses, gradients, statistics and parameters, to float32 rounding."""
+    task = tiny_task(label_smoothing=0.1, mixup_alpha=0.2)
+    optimizer = make_optimizer(lambda step: 0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    results = []
+    for count in (1, 8):
+        devices = jax.devices()[:count]
+        mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=devices)
+        state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=3))
+        for seed in range(2):
+            sharding = NamedSharding(mesh, PartitionSpec("data"))
+            batch = jax.device_put(random_batch(32, seed), sharding)
+            state, metrics = step(state, batch)
+        results.append(jax.device_get((metrics, state.params, state.batch_stats)))
+    for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
+
+
+def state_of(workdir, config):
+    """The stored state as arrays."""
+    run = recipe.build(config)
+    with runs._checkpoints(run, config, workdir) as checkpoints:
+        initial = runs.initial_state(run.task, run.optimizer, config.seed)
+        return jax.device_get(checkpoints.restore(initial)[0])
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, runs.train(helpers.tiny_config(), workdir)
+
+
+def test_a_run_leaves_what_it_should(whole_run):
+    workdir, summary = whole_run
+    assert summary == json.loads((workdir / "summary.json").read_text())
+    assert summary["model"] == "resnest14_fast_2s1x64d"
+    assert summary["step"] == 12 and summary["epoch"] == pytest.approx(2, abs=0.01)
+    assert 0 <= summary["eval_top1"] <= summary["eval_top5"] <= 1
+    assert json.loads((workdir / "config.json").read_text())["batch_size"] == 240
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(workdir.glob("events.out.tfevents*"))
+    assert "stage4_block1/conv3/kernel" in (workdir / "parameters.txt").read_text()
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 3, 4, 6, 8, 9, 10, 12]
+    accuracy = {line["step"]: line["eval_top1"] for line in lines if "eval_top1" in line}
+    assert list(accuracy) == [3, 6, 9, 12]
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert {9, 12} <= kept and len(kept) <= 3
+    assert max(accuracy[step] for step in kept) == max(accuracy.values())
+
+
+def test_evaluate_gives_the_same_number(whole_run):
+    workdir, summary = whole_run
+    again = runs.evaluate(workdir)
+    assert {key: summary[key] for key in again} == again
+    best = runs.evaluate(workdir, "best")
+    assert best["eval_top1"] == summary["best_eval_top1"] == max(
+        line.get("eval_top1", 0) for line in read_metrics(workdir)
+    )
+    with pytest.raises(InputError, match="no checkpoint '5'"):
+        runs.evaluate(workdir, "5")
+
+
+def test_resumed_run_is_the_same(whole_run, tmp_path):
+    """Stopped at an evaluation and gone on with: bit for bit the uninterrupted run."""
+    workdir, summary = whole_run
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_6(self, step, metrics, original=MetricsWriter.write):
+        original(self, step, metrics)
+        if step == 8:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", stop_at_6)
+        with pytest.raises(Stop):
+            runs.train(helpers.tiny_config(), tmp_path)
+    resumed = runs.train(helpers.tiny_config(), tmp_path)
+    ignore = {"seconds": 0}
+    assert resumed | ignore == summary | ignore
+    names = ("metrics.jsonl", "config.json")
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+    config = helpers.tiny_config()
+    jax.tree.map(np.testing.assert_array_equal, *(state_of(d, config) for d in (workdir, tmp_path)))
+
+
+def test_workdir_of_another_config_is_refused(whole_run):
+    workdir, _ = whole_run
+    message = "holds a run of another config: optimizer.momentum is 0.9 there and 0.95 here"
+    with pytest.raises(InputError, match=message):
+        runs.train(helpers.tiny_config(optimizer__momentum=0.95), workdir)
+    recipe.claim_workdir(workdir, helpers.tiny_config(loader__workers=1))
+
+
+def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
+    # The rate warms up from 0: the first steps, and the checkpoint after 3, are sound.
+    config = helpers.tiny_config(
+        optimizer__base_learning_rate=1e25, optimizer__warmup_epochs=1.0, optimizer__momentum=0.0
+    )
+    config.optimizer.weight_decay = 1e15
+    with pytest.raises(DivergenceError, match=r"step \d+: (loss|grad_norm) is (nan|inf)"):
+        runs.train(config, tmp_path)
+    for line in read_metrics(tmp_path):
+        assert all(math.isfinite(value) for value in line.values())
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"batch_size": 12}, "batch_size 12 must be a positive multiple of the 8 devices"),
+        ({"batch_size": 2000}, "batch_size 2000 must not exceed the 1437 training images"),
+        ({"epochs": 0.0}, "epochs must be positive"),
+        ({"augment__shift": 0.7}, r"augment.shift must be in \[0, 0.5\]"),
+        ({"augment__mixup": -0.1}, "augment.mixup must not be negative"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
+        ({"optimizer__momentum": 1.0}, r"optimizer.momentum must be in \[0, 1\)"),
+        ({"optimizer__weight_decay": -1.0}, "optimizer.weight_decay must not be negative"),
+        ({"optimizer__base_learning_rate": 0.0}, "base_learning_rate must be positive"),
+        ({"optimizer__warmup_epochs": 2.0}, "warmup_epochs must be in"),
+        ({"loader__workers": -1}, "loader.workers must not be negative"),
+        ({"checkpoint__keep_last": 0}, "checkpoint.keep_last must be at least 1"),
+        ({"model__name": "resnet51"}, "unknown model 'resnet51'"),
+    ],
+)
+def test_bad_values_are_named(overrides, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        runs.train(helpers.tiny_config(**overrides), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "0").exists()
+
+
+def test_every_config_key_is_known():
+    config = helpers.tiny_config()
+    recipe.check_keys(config)
+    for change, message in (
+        (lambda c: c.update(optimiser=1), "unknown optimiser; its keys are augment, batch_size"),
+        (lambda c: c.__delattr__("seed"), "missing seed"),
+        (lambda c: c.augment.update(mixupp=1), "config.augment: unknown mixupp"),
+    ):
+        config = helpers.tiny_config().unlock()
+        change(config)
+        with pytest.raises(InputError, match=message):
+            recipe.check_keys(config)
+
+
+def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
+    with MetricsWriter(tmp_path, 0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": step / 3})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    with MetricsWriter(tmp_path, 2) as writer:
+        writer.write(3, {"loss": 0.25})
+    expected = [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 2 / 3}, {"step": 3, "loss": 0.25}]
+    assert read_metrics(tmp_path) == expected
+
+
+def test_bf16_trains():
+    task = tiny_task()
+    model = task.model.clone(dtype=jnp.bfloat16)
+    task = Classification(model, 10, 32)
+    optimizer = optax.sgd(0.05)
+    step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=0))
+    state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
+    batch, losses = random_batch(16), []
+    for _ in range(10):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
