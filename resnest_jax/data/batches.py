@@ -1,10 +1,8 @@
 """The batches of a run: a named data set, its transforms and the loader, put together."""
 
-from collections.abc import Iterator
-
 import jax
 
-from resnest_jax.data.loader import Batch, eval_batches, train_batches
+from resnest_jax.data.loader import Batches, eval_batches, train_batches
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.data.transforms import EvalTransform, TrainTransform
 from resnest_jax.errors import InputError
@@ -49,7 +47,7 @@ class ImageBatches:
             "process_count": jax.process_count(),
         }
 
-    def train(self, start_step: int) -> Iterator[Batch]:
+    def train(self, start_step: int) -> Batches:
         """Endless training batches from a step on."""
         return train_batches(
             self._dataset.train,
@@ -59,6 +57,6 @@ class ImageBatches:
             **self._settings,
         )
 
-    def eval(self) -> Iterator[Batch]:
+    def eval(self) -> Batches:
         """One pass over the evaluation images."""
         return eval_batches(self._dataset.eval, self._eval_transform, **self._settings)
