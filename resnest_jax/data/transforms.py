@@ -103,7 +103,7 @@ class TrainTransform(grain.transforms.RandomMap):
     def __post_init__(self):
         _check_size(self.size)
         if not 0 <= self.shift <= 0.5:
-            raise InputError(f"shift must be in 0..0.5, got {self.shift}")
+            raise InputError(f"augment.shift must be in [0, 0.5], got {self.shift}")
 
     def random_map(self, element, rng):
         image = resize_and_center_crop(decode(element), self.size)
@@ -115,4 +115,4 @@ class TrainTransform(grain.transforms.RandomMap):
 
 def _check_size(size):
     if size < 1:
-        raise InputError(f"size must be a positive number of pixels, got {size}")
+        raise InputError(f"image_size must be a positive number of pixels, got {size}")
