@@ -188,8 +188,10 @@ def test_evaluate_gives_the_same_number(whole_run):
     again = runs.evaluate(workdir)
     assert {key: summary[key] for key in again} == again
     best = runs.evaluate(workdir, "best")
-    assert best["eval_top1"] == summary["best_eval_top1"] == max(
-        line.get("eval_top1", 0) for line in read_metrics(workdir)
+    assert (
+        best["eval_top1"]
+        == summary["best_eval_top1"]
+        == max(line.get("eval_top1", 0) for line in read_metrics(workdir))
     )
     with pytest.raises(InputError, match="no checkpoint '5'"):
         runs.evaluate(workdir, "5")
