@@ -10,7 +10,9 @@ import numpy as np
 import resnest_jax
 from resnest_jax.models.torch_names import COUNTER
 
-FILE = np.load(pathlib.Path(__file__).parent / "goldens" / "official.npz")
+FOLDER = pathlib.Path(__file__).parent / "goldens"
+FILE = np.load(FOLDER / "official.npz")
+MORE = np.load(FOLDER / "more.npz")  # logits alone, by case
 
 # id: model, fields, (n, h, w), seed of the images
 CASES = {
@@ -23,6 +25,20 @@ CASES = {
     "resnest50_os8@65": ("resnest50", {"output_stride": 8}, (2, 65, 65), 7),
     "resnetd50@64": ("resnetd50", {}, (2, 64, 64), 8),
     "resnet50@64": ("resnet50", {}, (2, 64, 64), 9),
+}
+# id: model, (n, h, w), seed of the images
+MORE_CASES = {
+    "seresnet50@65x64": ("seresnet50", (2, 65, 64), 24),
+    "skresnet50@65x64": ("skresnet50", (2, 65, 64), 25),
+    "resnext50_32x4d@64x65": ("resnext50_32x4d", (2, 64, 65), 26),
+    "resnetd101@64x65": ("resnetd101", (2, 64, 65), 27),
+    "resnest50_fast_2s4x24d@65x64": ("resnest50_fast_2s4x24d", (2, 65, 64), 28),
+    "resnest50_fast_4s4x24d@64x99": ("resnest50_fast_4s4x24d", (2, 64, 99), 29),
+}
+SLOW_CASES = {
+    "resnest101@65x97": ("resnest101", (2, 65, 97), 21),
+    "resnest200@96x64": ("resnest200", (1, 96, 64), 22),
+    "resnest269@65x65": ("resnest269", (1, 65, 65), 23),
 }
 TRAIN_CASE = ("resnest14_train@64", ("resnest14", {}, (4, 64, 64), 10))
 

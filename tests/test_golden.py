@@ -42,6 +42,17 @@ def test_inference(case):
         assert_close(endpoint.std(), golden.golden(case, f"{name}_std"))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [*golden.MORE_CASES, *(pytest.param(c, marks=pytest.mark.slow) for c in golden.SLOW_CASES)],
+)
+def test_logits(case):
+    name, shape, seed = (golden.MORE_CASES | golden.SLOW_CASES)[case]
+    model, variables = golden.build(name, {})
+    logits = jax.jit(model.apply)(variables, golden.images(shape, seed))
+    assert_close(logits, golden.MORE[case])
+
+
 def test_training():
     case, (name, fields, shape, seed) = golden.TRAIN_CASE
     model, variables = golden.build(name, fields)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +12,11 @@ from golden import state_dict
 
 import resnest_jax
 from resnest_jax.errors import InputError
+from resnest_jax.models import __main__ as models_command
+from resnest_jax.models import zoo
+from resnest_jax.models.costs import count_macs, count_parameters
 from resnest_jax.models.normalization import BatchNorm
-
-# Trainable parameters of the authors' PyTorch models and GluonCV's.
-PARAMETERS = {
-    "resnest14": 10_611_688,
-    "resnest26": 17_069_448,
-    "resnest50": 27_483_240,
-    "resnest101": 48_275_016,
-    "resnest200": 70_201_544,
-    "resnest269": 110_929_480,
-    "resnest50_fast_1s1x64d": 26_217_896,
-    "resnest50_fast_2s1x64d": 27_483_240,
-    "resnest50_fast_4s1x64d": 31_912_712,
-    "resnest50_fast_1s2x40d": 25_946_680,
-    "resnest50_fast_2s2x40d": 26_943_792,
-    "resnest50_fast_4s2x40d": 30_417_592,
-    "resnest50_fast_1s4x24d": 25_677_000,
-    "resnetd50": 25_576_264,
-    "resnet50": 25_557_032,
-}
+from resnest_jax.models.regularization import DropBlock, drop_path
 
 
 def init_shapes(model, size=64):
@@ -38,15 +24,22 @@ def init_shapes(model, size=64):
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_count(name):
-    params = init_shapes(resnest_jax.create_model(name))["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_published_figures(name):
+    """Parameters exactly; GMACs to the digits printed (timm's) or to 0.02 (the ablation's)."""
+    model, entry = resnest_jax.create_model(name), zoo.MODELS[name]
+    assert count_parameters(model) == entry.params
+    if entry.gmacs is not None:
+        gmacs = count_macs(model, entry.gmacs_size) / 1e9
+        assert abs(gmacs - entry.gmacs) <= (0.02 if "_fast_" in name else 0.005)
 
 
-def test_every_listed_model_builds():
-    for name in resnest_jax.list_models():
-        init_shapes(resnest_jax.create_model(name))
+def test_table_of_models(capsys):
+    models_command.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(resnest_jax.list_models())
+    (row,) = [line.split() for line in lines if line.startswith("resnest50 ")]
+    assert row[1:9] == ["2", "1", "64", "27,483,240", "5.40", "224", "81.03", "224"]
 
 
 def test_names_of_parameters():
@@ -85,7 +78,8 @@ def test_small_models_compute():
         )
         variables = jax.jit(model.init)(jax.random.key(0), images)
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        train = partial(model.apply, train=True, mutable=["batch_stats"])
+        logits, updates = jax.jit(train)(variables, images)
         assert logits.shape == (4, 7) and logits.dtype == jnp.float32
         assert np.isfinite(logits).all()
         before, after = variables["batch_stats"], updates["batch_stats"]
@@ -97,9 +91,10 @@ def test_dropout_and_no_head():
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     fields = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 0}
     model = resnest_jax.create_model("resnest14", **fields, dropout=0.5)
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     assert "head" not in variables["params"]
 
+    @jax.jit
     def features(key):
         rngs = {"dropout": jax.random.key(key)}
         return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
@@ -112,7 +107,9 @@ def test_dropout_and_no_head():
 def test_initialisation():
     """Normal with variance 2 / (k * k * features); block ends at 0; uniform dense layers."""
     images = jnp.zeros((1, 32, 32, 3))
-    params = resnest_jax.create_model("resnest14").init(jax.random.key(0), images)["params"]
+    params = jax.jit(resnest_jax.create_model("resnest14").init)(jax.random.key(0), images)[
+        "params"
+    ]
     block = params["stage4_block1"]
     kernel = block["conv2"]["conv"]["kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 1024)), rtol=0.01)
@@ -123,7 +120,7 @@ def test_initialisation():
         np.testing.assert_allclose(np.abs(leaf).max(), bound, rtol=0.01)
         np.testing.assert_allclose(leaf.std(), bound / np.sqrt(3), rtol=0.05)
     kept = resnest_jax.create_model("resnest14", zero_init_last=False)
-    params = kept.init(jax.random.key(0), images)["params"]
+    params = jax.jit(kept.init)(jax.random.key(0), images)["params"]
     assert (params["stage4_block1"]["bn3"]["scale"] == 1).all()
 
 
@@ -141,11 +138,133 @@ def test_batch_norm_statistics():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * values.var(0, ddof=1), rtol=1e-5)
 
 
+def test_statistics_by_groups():
+    """The parts of a batch are normalised as if each were alone; running statistics averaged."""
+    x = np.random.default_rng(0).normal(1, 2, (8, 3, 3, 5)).astype(np.float32)
+    variables = BatchNorm().init(jax.random.key(0), x)
+    y, updates = BatchNorm(groups=4).apply(variables, x, True, mutable=["batch_stats"])
+    parts = [
+        BatchNorm().apply(variables, part, True, mutable=["batch_stats"]) for part in np.split(x, 4)
+    ]
+    np.testing.assert_allclose(y, np.concatenate([part for part, _ in parts]), atol=1e-5)
+    for name in ("mean", "var"):
+        expected = np.mean([stats["batch_stats"][name] for _, stats in parts], 0)
+        np.testing.assert_allclose(updates["batch_stats"][name], expected, rtol=1e-5)
+    with pytest.raises(InputError, match="norm_groups 3 must divide the batch of 8"):
+        BatchNorm(groups=3).apply(variables, x, True, mutable=["batch_stats"])
+
+
+def test_statistics_by_groups_are_those_of_devices():
+    """Eight groups on eight devices: each device's own statistics, and no communication."""
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = np.random.default_rng(0).normal(1, 2, (16, 4, 4, 8)).astype(np.float32)
+    variables = BatchNorm().init(jax.random.key(0), x)
+
+    def forward(x):
+        return BatchNorm(groups=8).apply(variables, x, True, mutable=["batch_stats"])[0]
+
+    compiled = jax.jit(forward, out_shardings=spec).lower(jax.device_put(x, spec)).compile()
+    assert "all-reduce" not in compiled.as_text() and "all-gather" not in compiled.as_text()
+    parts = [(part - part.mean((0, 1, 2))) / part.std((0, 1, 2)) for part in np.split(x, 8)]
+    actual = compiled(jax.device_put(x, spec))
+    np.testing.assert_allclose(actual, np.concatenate(parts), atol=1e-4)
+
+
+SMALL = {"planes": (16, 16, 32, 32), "stem_width": 8, "num_classes": 7, "zero_init_last": False}
+
+
+def loss_and_grads(model, variables, images):
+    def loss(params):
+        logits, updates = model.apply(
+            variables | {"params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1)},
+        )
+        return (logits**2).mean(), updates
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+
+def test_frozen_norms_do_not_move():
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    model = resnest_jax.create_model("resnest14", **SMALL, norm="frozen")
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    (_, updates), grads = loss_and_grads(model, variables, images[:1])  # one image will do
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        if "bn" in path[-2].key:
+            assert not leaf.any(), path
+    assert grads["stage4_block1"]["conv1"]["kernel"].any()
+
+
+def test_remat_changes_nothing_but_memory():
+    images = np.random.default_rng(0).standard_normal((4, 64, 64, 3)).astype(np.float32)
+    fields = SMALL | {"drop_path": 0.2, "drop_block": 0.1}
+    plain = resnest_jax.create_model("resnest14", **fields)
+    remat = resnest_jax.create_model("resnest14", **fields, remat=(1, 2, 3, 4))
+    variables = jax.jit(plain.init)(jax.random.key(0), images)
+    (loss, _), grads = loss_and_grads(plain, variables, images)
+    (loss_again, _), grads_again = loss_and_grads(remat, variables, images)
+    np.testing.assert_allclose(loss, loss_again, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, grads_again
+    )
+
+
+def test_drop_block():
+    """3x3 holes, the same in every image, as many as gamma says, the mean kept."""
+    rate, size, channels = 0.1, 14, 4000
+    x = jnp.ones((2, size, size, channels))
+
+    def drop(progress):
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(DropBlock(rate).apply({}, x, True, progress, rngs=rngs))
+
+    y = drop(1.0)
+    np.testing.assert_array_equal(y[0], y[1])
+    np.testing.assert_allclose(y.mean(), 1, rtol=1e-5)
+    holes = y[0] == 0
+    gamma = rate * size**2 / 9 / (size - 2) ** 2
+    # A pixel whose nine neighbours can all be centres is kept with probability (1 - gamma)^9.
+    np.testing.assert_allclose(holes[5, 5].mean(), 1 - (1 - gamma) ** 9, atol=0.02)
+    np.testing.assert_allclose(holes[0, 0].mean(), gamma, atol=0.01)  # one centre reaches it
+    # Every hole is a union of 3x3 squares.
+    centres = np.stack(
+        [holes[i : size - 2 + i, j : size - 2 + j] for i in range(3) for j in range(3)]
+    ).all(0)
+    grown = np.zeros_like(holes)
+    for i in range(3):
+        for j in range(3):
+            grown[i : size - 2 + i, j : size - 2 + j] |= centres
+    np.testing.assert_array_equal(grown, holes)
+    np.testing.assert_allclose((drop(0.5) == 0).mean() / (y == 0).mean(), 0.5, atol=0.05)
+    assert (drop(0.0) == 1).all()
+    assert (DropBlock(rate).apply({}, x, False, 1.0) == 1).all()
+
+
+def test_drop_path():
+    x = jnp.ones((4000, 2, 2, 3))
+    y = drop_path(0.25).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    per_image = np.asarray(y).reshape(4000, -1)
+    assert set(np.unique(per_image)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (per_image == per_image[:, :1]).all()
+    np.testing.assert_allclose((per_image[:, 0] == 0).mean(), 0.25, atol=0.03)
+
+
+def test_drop_path_rises_with_depth():
+    settings = dict(resnest_jax.create_model("resnest26", drop_path=0.7).block_settings())
+    rates = [fields["drop_path"] for fields in settings.values()]
+    np.testing.assert_allclose(rates, np.arange(8) / 10)
+
+
 def test_a_single_image_cannot_train():
     images = jnp.zeros((1, 64, 64, 3))
     model = resnest_jax.create_model("resnest14")
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    model.apply(variables, images)
+    jax.eval_shape(model.apply, variables, images)
     with pytest.raises(InputError, match=r"conv2/bn1.* single value a channel"):
         model.apply(variables, images, train=True, mutable=["batch_stats"])
 
@@ -165,6 +284,10 @@ def test_a_single_image_cannot_train():
         ("resnest50", {"dtype": "bf17"}, "dtype must be a float dtype; got 'bf17'"),
         ("resnest50", {"planes": (64, 128)}, "planes must be four positive integers"),
         ("resnest50", {"expression": "fast"}, "expression must be one of"),
+        ("resnest50", {"attention": "se"}, "attention 'se' needs radix 0; got 2"),
+        ("resnest50", {"norm": "group"}, r"norm must be one of .*frozen.*got 'group'"),
+        ("resnest50", {"drop_block": -0.1}, r"drop_block must be in \[0, 1\)"),
+        ("resnest50", {"remat": (5,)}, "remat must be some of the stages 1 to 4"),
     ],
 )
 def test_bad_fields_are_named(name, fields, message):

@@ -98,7 +98,7 @@ def test_loss_against_numpy():
     batch = random_batch(8)
     variables = jax.jit(task.init)(jax.random.key(0))
     params, stats = variables["params"], variables["batch_stats"]
-    loss, _ = jax.jit(task.loss_fn)(params, stats, batch, jax.random.key(0))
+    loss, _ = jax.jit(task.loss_fn)(params, stats, batch, jax.random.key(0), 0.0)
     mean = 255 * np.array([0.485, 0.456, 0.406])
     std = 255 * np.array([0.229, 0.224, 0.225])
     images = ((batch["image"] - mean) / std).astype(np.float32)
@@ -140,7 +140,7 @@ def test_eight_devices_equal_one():
         mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=devices)
         state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-        step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=3))
+        step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=3, total_steps=2))
         for seed in range(2):
             sharding = NamedSharding(mesh, PartitionSpec("data"))
             batch = jax.device_put(random_batch(32, seed), sharding)
@@ -298,7 +298,7 @@ def test_bf16_trains():
     model = task.model.clone(dtype=jnp.bfloat16)
     task = Classification(model, 10, 32)
     optimizer = optax.sgd(0.05)
-    step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=0))
+    step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=0, total_steps=10))
     state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
     batch, losses = random_batch(16), []
     for _ in range(10):

@@ -10,6 +10,8 @@ from jax import lax
 
 from resnest_jax.errors import InputError
 
+MODES = ("batch", "frozen", "folded")
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, statistics in float32.
@@ -20,13 +22,21 @@ class BatchNorm(nn.Module):
     sharded batch the statistics are those of the global batch.
 
     Attributes:
+      mode: ``batch``; ``frozen``, running statistics and fixed affine in training too; ``folded``,
+        the bias alone, all else having gone into the convolution before (inference only).
+      groups: parts of the batch with statistics of their own in training: 1 for those of the
+        whole batch, the number of devices for unsynchronised ones, which then need no
+        communication. Running statistics are the mean over the parts.
       momentum: weight of the old running statistics; 0.9 is the 0.1 of torch.
       dtype: dtype of the output; parameters and statistics are float32.
 
     Raises:
-      InputError: in training, if there is one value a channel.
+      InputError: in training, if there is one value a channel, the groups do not divide the
+        batch, or the norm is folded.
     """
 
+    mode: str = "batch"
+    groups: int = 1
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Dtype = jnp.float32
@@ -35,32 +45,53 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = x.shape[-1:]
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        if self.mode == "folded":
+            if train:
+                raise InputError("a model with folded batch norms cannot train")
+            return (x.astype(jnp.float32) + _along_last(bias, x.ndim)).astype(self.dtype)
+        scale = self.param("scale", self.scale_init, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
-        scale = self.param("scale", self.scale_init, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
 
-        if train:
-            count = math.prod(x.shape[:-1])
-            if count < 2:
-                raise InputError(
-                    f"{'/'.join(self.path)}: batch normalisation of an input of shape {x.shape} "
-                    "has a single value a channel; train with a batch size of at least 2"
-                )
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes, dtype=jnp.float32)
-            centred = x.astype(jnp.float32) - _along_last(mean, x.ndim)
-            var = jnp.mean(lax.square(centred), axes)
+        shape = x.shape
+        if train and self.mode == "batch":
+            if self.groups > 1:
+                x = self._split(x)
+            mean, var, unbiased = self._statistics(x)
             if not self.is_initializing():
                 m = self.momentum
-                running_mean.value = m * running_mean.value + (1 - m) * mean
-                running_var.value = m * running_var.value + (1 - m) * var * (count / (count - 1))
+                for running, new in ((running_mean, mean), (running_var, unbiased)):
+                    running.value = m * running.value + (1 - m) * new.reshape(-1, *channels).mean(0)
         else:
-            mean, var = running_mean.value, running_var.value
+            mean, var = (_along_last(v.value, x.ndim) for v in (running_mean, running_var))
+        if self.mode == "frozen":
+            scale, bias = lax.stop_gradient((scale, bias))
+        factor = _along_last(scale, x.ndim) * lax.rsqrt(var + self.epsilon)
+        y = (x.astype(jnp.float32) - mean) * factor + _along_last(bias, x.ndim)
+        return y.astype(self.dtype).reshape(shape)
 
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        y = (x.astype(jnp.float32) - _along_last(mean, x.ndim)) * _along_last(factor, x.ndim)
-        return (y + _along_last(bias, x.ndim)).astype(self.dtype)
+    def _split(self, x: jax.Array) -> jax.Array:
+        """(B, ..., C) -> (groups, B / groups, ..., C)."""
+        if x.shape[0] % self.groups:
+            raise InputError(
+                f"norm_groups {self.groups} must divide the batch of {x.shape[0]} images"
+            )
+        return x.reshape(self.groups, -1, *x.shape[1:])
+
+    def _statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Mean, variance and unbiased variance of each group, with axes kept."""
+        axes = tuple(range(1 if self.groups > 1 else 0, x.ndim - 1))
+        count = math.prod(x.shape[axis] for axis in axes)
+        if count < 2:
+            raise InputError(
+                f"{'/'.join(self.path)}: batch normalisation of an input of shape {x.shape} has a "
+                "single value a channel; train with a batch size of at least 2 for each group of "
+                "statistics"
+            )
+        mean = jnp.mean(x, axes, keepdims=True, dtype=jnp.float32)
+        var = jnp.mean(lax.square(x.astype(jnp.float32) - mean), axes, keepdims=True)
+        return mean, var, var * (count / (count - 1))
 
 
 def _along_last(vector: jax.Array, ndim: int) -> jax.Array:

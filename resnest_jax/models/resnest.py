@@ -9,14 +9,17 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.attention_units import SelectiveKernel, SqueezeExcitation
 from resnest_jax.models.convolution import EXPRESSIONS, Conv, uniform_init
-from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.normalization import MODES, BatchNorm
+from resnest_jax.models.regularization import DropBlock, drop_path
 from resnest_jax.models.split_attention import SplitAttention
 
 ModuleDef = Callable[..., nn.Module]
 
 EXPANSION = 4  # output channels of a bottleneck over its planes
 MIN_SIZE = 32
+ATTENTIONS = ("split", "se", "sk")
 
 
 def average_pool(x: jax.Array, strides: int) -> jax.Array:
@@ -56,40 +59,56 @@ class Bottleneck(nn.Module):
     Attributes:
       planes: base width; the output has ``4 * planes`` channels.
       width: channels of the split attention.
+      attention: ``split``, or at radix 0 ``se`` or ``sk``, see ``ResNeSt``.
       avd: average-pool instead of striding, in the blocks that stride or start a stage.
       avd_first: do so before the 3x3 rather than after it.
       downsample: whether the shortcut is a projection.
+      drop_block: rate of DropBlock; drop_path: rate of dropping the branch.
     """
 
     planes: int
     width: int
     radix: int
     cardinality: int
+    attention: str
     strides: int
     dilation: int
     avd: bool
     avd_first: bool
     avg_down: bool
     downsample: bool
+    drop_block: float
+    drop_path: float
     last_scale_init: nn.initializers.Initializer
     conv: ModuleDef
     norm: ModuleDef
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        out = nn.relu(self.norm(name="bn1")(self.conv(self.width, name="conv1")(x), train))
+    def __call__(self, x: jax.Array, train: bool, progress: jax.Array | float) -> jax.Array:
+        def drop_block(x):
+            return DropBlock(self.drop_block)(x, train, progress)
+
+        out = self.norm(name="bn1")(self.conv(self.width, name="conv1")(x), train)
+        out = nn.relu(drop_block(out))
         if self.avd and self.avd_first:
             out = average_pool(out, self.strides)
-        out = self._spatial(out, train)
+        out = drop_block(self._spatial(out, train))
         if self.avd and not self.avd_first:
             out = average_pool(out, self.strides)
         out = self.conv(EXPANSION * self.planes, name="conv3")(out)
         out = self.norm(name="bn3", scale_init=self.last_scale_init)(out, train)
+        if self.attention == "se":
+            out = SqueezeExcitation(conv=self.conv, name="se")(out)
+        out = drop_path(self.drop_path)(drop_block(out), deterministic=not train)
         return nn.relu(out + self._shortcut(x, train))
 
     def _spatial(self, x: jax.Array, train: bool) -> jax.Array:
         strides = 1 if self.avd else self.strides
-        settings = {"kernel_size": 3, "strides": strides, "dilation": self.dilation}
+        settings = {"strides": strides, "dilation": self.dilation}
+        if self.attention == "sk":
+            layers = {"conv": self.conv, "norm": self.norm, "name": "conv2"}
+            return SelectiveKernel(self.width, **settings, **layers)(x, train)
+        settings["kernel_size"] = 3
         if self.radix == 0:
             x = self.conv(self.width, **settings, groups=self.cardinality, name="conv2")(x)
             return nn.relu(self.norm(name="bn2")(x, train))
@@ -117,8 +136,9 @@ class ResNeSt(nn.Module):
     """ResNeSt (arXiv 2004.08955); with ``radix=0`` a ResNet, ResNet-D or ResNeXt.
 
     Call with images (B, H, W, C), H and W at least 32 and odd if you like, of any float dtype,
-    and ``train``; returns float32 logits (B, num_classes). Training updates ``batch_stats`` and
-    draws from the ``dropout`` stream if ``dropout`` is not 0.
+    ``train``, and ``progress``, the part of training that is done, from 0 to 1, by which
+    ``drop_block`` rises; returns float32 logits (B, num_classes). Training updates
+    ``batch_stats`` and draws from the ``dropout`` stream where a drop rate is not 0.
 
     Attributes:
       stage_sizes: blocks in stages 1 to 4.
@@ -132,8 +152,18 @@ class ResNeSt(nn.Module):
       deep_stem: three 3x3 convolutions instead of one 7x7.
       avg_down: average-pooled shortcuts (ResNet-D).
       avd: average-pool downsampling in the block; ``avd_first``: before its 3x3.
+      attention: ``split``; at radix 0 also ``se`` (squeeze-and-excitation at the end of the block)
+        or ``sk`` (a selective kernel instead of the 3x3).
       output_stride: 32, or 16 or 8 by dilating the last one or two stages.
       dropout: rate before the head.
+      drop_block: rate of DropBlock in stages 3 and 4 at the end of training, risen linearly.
+      drop_path: rate of dropping the last block's branch, rising linearly with depth (stochastic
+        depth, arXiv 1603.09382).
+      norm: ``batch``; ``frozen`` for fine-tuning with fixed batch norms; ``folded`` for what
+        ``resnest_jax.fold`` makes.
+      norm_groups: parts of the batch with batch statistics of their own; the number of devices
+        gives the paper's, which were not synchronised.
+      remat: stages whose activations are computed again in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
       expression: how grouped convolutions are written, see ``models.convolution``.
       dtype: dtype of activations; parameters, statistics and logits are float32.
@@ -153,8 +183,14 @@ class ResNeSt(nn.Module):
     avg_down: bool = True
     avd: bool = True
     avd_first: bool = False
+    attention: str = "split"
     output_stride: int = 32
     dropout: float = 0.0
+    drop_block: float = 0.0
+    drop_path: float = 0.0
+    norm: str = "batch"
+    norm_groups: int = 1
+    remat: tuple[int, ...] = ()
     zero_init_last: bool = True
     expression: str = "auto"
     dtype: Dtype = jnp.float32
@@ -165,10 +201,12 @@ class ResNeSt(nn.Module):
 
     def setup(self):
         conv = partial(Conv, expression=self.expression, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype)
+        norm = partial(BatchNorm, mode=self.norm, groups=self.norm_groups, dtype=self.dtype)
         self.stem = Stem(2 * self.stem_width, self.deep_stem, conv, norm)
+        remat_block = nn.remat(Bottleneck, static_argnums=(2,))  # train
         for name, settings in self.block_settings():
-            setattr(self, name, Bottleneck(**settings, conv=conv, norm=norm))
+            block = remat_block if stage_of(name) in self.remat else Bottleneck
+            setattr(self, name, block(**settings, conv=conv, norm=norm))
         if self.num_classes:
             fan_in = EXPANSION * self.planes[-1]
             init = uniform_init(fan_in)
@@ -193,18 +231,23 @@ class ResNeSt(nn.Module):
                     "width": int(planes * self.bottleneck_width / 64) * self.cardinality,
                     "radix": self.radix,
                     "cardinality": self.cardinality,
+                    "attention": self.attention,
                     "strides": strides if first else 1,
                     "dilation": first_dilation if first else dilation,
                     "avd": self.avd and first and stage > 1,
                     "avd_first": self.avd_first,
                     "avg_down": self.avg_down,
                     "downsample": first,
+                    "drop_block": self.drop_block if stage >= 3 else 0.0,
+                    "drop_path": self.drop_path * len(blocks) / max(sum(self.stage_sizes) - 1, 1),
                     "last_scale_init": zeros if self.zero_init_last else ones,
                 }
                 blocks.append((f"stage{stage}_block{block}", settings))
         return blocks
 
-    def features(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+    def features(
+        self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> dict[str, jax.Array]:
         """Endpoints: ``c1`` (B, H/2, W/2, 2w), the stem before its max-pool, and ``c2`` to ``c5``.
 
         ``c2`` (B, H/4, W/4, 256) to ``c5`` (B, H/32, W/32, 2048), sizes rounded up, are the
@@ -215,15 +258,22 @@ class ResNeSt(nn.Module):
         endpoints = {"c1": x}
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for name, _ in self.block_settings():
-            x = getattr(self, name)(x, train)
-            endpoints[f"c{int(name[5]) + 1}"] = x
+            x = getattr(self, name)(x, train, progress)
+            endpoints[f"c{stage_of(name) + 1}"] = x
         return endpoints
 
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = self.features(images, train)["c5"]
+    def __call__(
+        self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> jax.Array:
+        x = self.features(images, train, progress)["c5"]
         x = jnp.mean(x, (1, 2), dtype=jnp.float32)
         x = self.head_dropout(x, deterministic=not train)
         return self.head(x) if self.num_classes else x
+
+
+def stage_of(block: str) -> int:
+    """Stage of a block by its name, ``stage{S}_block{B}``."""
+    return int(block.removeprefix("stage").split("_")[0])
 
 
 def _check_images(images: jax.Array) -> None:
@@ -235,7 +285,7 @@ def _check_images(images: jax.Array) -> None:
 
 def _check_fields(model: ResNeSt) -> None:
     minima = {"num_classes": 0, "radix": 0, "cardinality": 1, "bottleneck_width": 1}
-    minima |= {"stem_width": 1}
+    minima |= {"stem_width": 1, "norm_groups": 1}
     for field, minimum in minima.items():
         value = getattr(model, field)
         if not isinstance(value, int) or value < minimum:
@@ -245,11 +295,19 @@ def _check_fields(model: ResNeSt) -> None:
         if len(value) != 4 or any(not isinstance(n, int) or n < 1 for n in value):
             raise InputError(f"model field {field} must be four positive integers; got {value!r}")
     choices = {"output_stride": (8, 16, 32), "expression": EXPRESSIONS}
+    choices |= {"attention": ATTENTIONS, "norm": MODES}
     for field, allowed in choices.items():
         if (value := getattr(model, field)) not in allowed:
             raise InputError(f"model field {field} must be one of {allowed}; got {value!r}")
-    if not 0 <= model.dropout < 1:
-        raise InputError(f"model field dropout must be in [0, 1); got {model.dropout!r}")
+    for field in ("dropout", "drop_block", "drop_path"):
+        if not 0 <= (value := getattr(model, field)) < 1:
+            raise InputError(f"model field {field} must be in [0, 1); got {value!r}")
+    if not set(model.remat) <= {1, 2, 3, 4}:
+        raise InputError(f"model field remat must be some of the stages 1 to 4; got {model.remat}")
+    if model.attention != "split" and model.radix:
+        raise InputError(
+            f"model field attention {model.attention!r} needs radix 0; got {model.radix}"
+        )
     try:
         is_float = jnp.issubdtype(jnp.dtype(model.dtype), jnp.floating)
     except TypeError:

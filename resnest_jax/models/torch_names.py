@@ -48,11 +48,26 @@ def _stem(model: ResNeSt) -> Iterator[Entry]:
         yield from _norm(f"conv1.{3 * i - 2}" if i < 3 else "bn1", ("stem", f"bn{i}"))
 
 
+def _selective_kernel(conv2: str, path: tuple[str, ...]) -> Iterator[Entry]:
+    for i in (1, 2):
+        yield from _layer(f"{conv2}.paths.{i - 1}.conv", (*path, f"conv{i}"))
+        yield from _norm(f"{conv2}.paths.{i - 1}.bn", (*path, f"bn{i}"))
+    yield from _layer(f"{conv2}.attn.fc_reduce", (*path, "conv_reduce"))
+    yield from _norm(f"{conv2}.attn.bn", (*path, "bn_reduce"))
+    yield from _layer(f"{conv2}.attn.fc_select", (*path, "conv_select"))
+
+
 def _block(model: ResNeSt, torch_name: str, block: str, downsample: bool) -> Iterator[Entry]:
-    yield from _layer(f"{torch_name}.conv1", (block, "conv1"))
-    yield from _norm(f"{torch_name}.bn1", (block, "bn1"))
+    # timm's blocks with selective kernels pair each convolution with its norm in a module.
+    paired = model.attention == "sk"
+    convs = {i: f"{torch_name}.conv{i}{'.conv' if paired else ''}" for i in (1, 3)}
+    norms = {i: f"{torch_name}.{f'conv{i}.bn' if paired else f'bn{i}'}" for i in (1, 3)}
+    yield from _layer(convs[1], (block, "conv1"))
+    yield from _norm(norms[1], (block, "bn1"))
     conv2 = f"{torch_name}.conv2"
-    if model.radix == 0:
+    if model.attention == "sk":
+        yield from _selective_kernel(conv2, (block, "conv2"))
+    elif model.radix == 0:
         yield from _layer(conv2, (block, "conv2"))
         yield from _norm(f"{torch_name}.bn2", (block, "bn2"))
     else:
@@ -61,8 +76,11 @@ def _block(model: ResNeSt, torch_name: str, block: str, downsample: bool) -> Ite
         yield from _layer(f"{conv2}.fc1", (block, "conv2", "fc1"), bias=True)
         yield from _norm(f"{conv2}.bn1", (block, "conv2", "bn1"))
         yield from _layer(f"{conv2}.fc2", (block, "conv2", "fc2"), bias=True)
-    yield from _layer(f"{torch_name}.conv3", (block, "conv3"))
-    yield from _norm(f"{torch_name}.bn3", (block, "bn3"))
+    yield from _layer(convs[3], (block, "conv3"))
+    yield from _norm(norms[3], (block, "bn3"))
+    if model.attention == "se":
+        for fc in ("fc1", "fc2"):
+            yield from _layer(f"{torch_name}.se.{fc}", (block, "se", fc), bias=True)
     if downsample:
         first = 1 if model.avg_down else 0  # the average pool takes place 0
         yield from _layer(f"{torch_name}.downsample.{first}", (block, "downsample_conv"))

@@ -1,8 +1,9 @@
-"""The models by name."""
+"""The models by name: one table of what they are and what was published of them."""
 
 import dataclasses
 import difflib
 import re
+from typing import Any, NamedTuple
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import ResNeSt
@@ -16,42 +17,38 @@ STAGE_SIZES = {
     200: (3, 24, 36, 3),
     269: (3, 30, 48, 8),
 }
-RESNEST_DEPTHS = (14, 26, 50, 101, 200, 269)
-RESNET_DEPTHS = (50, 101, 152)
 
-# The ablation models with published weights; the pattern below names any other.
-FAST = ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d", "1s4x24d")
-FAST_PATTERN = re.compile(r"resnest(\d+)_fast_(\d+)s(\d+)x(\d+)d")
-
-# Radix 0 takes all of split attention's company away: these are the paper's baselines.
-RESNET_D = {"radix": 0, "avd": False}
-RESNET = RESNET_D | {"deep_stem": False, "avg_down": False}
+AUTHORS = "github.com/zhanghang1989/ResNeSt"
+GLUON = "GluonCV"
+TIMM = "timm 1.0"
+TIMM_BLOCKS = "timm 1.0, its skresnet50 at depth 101"
 
 
-def _table() -> dict[str, dict]:
-    table = {}
-    for depth in RESNEST_DEPTHS:
-        table[f"resnest{depth}"] = {
-            "stem_width": 64 if depth > 50 else 32,
-            "dropout": 0.2 if depth >= 200 else 0.0,
-        }
-    for depth in RESNET_DEPTHS:
-        table[f"resnet{depth}"] = RESNET
-        table[f"resnetd{depth}"] = RESNET_D
-    for name, fields in table.items():
-        depth = int(re.search(r"\d+", name)[0])
-        table[name] = {"stage_sizes": STAGE_SIZES[depth], **fields}
-    for variant in FAST:
-        table[f"resnest50_fast_{variant}"] = _fast_fields(f"resnest50_fast_{variant}")
-    return table
+class Model(NamedTuple):
+    """A model: the fields of ``ResNeSt`` that make it, and its published figures.
+
+    ``gmacs`` are multiply-adds (1e9) of convolutions and dense layers at ``gmacs_size`` pixels;
+    ``top1`` is ImageNet accuracy in percent at a test crop of ``test_crop`` pixels; ``source``
+    is where parameters and accuracy are from.
+    """
+
+    fields: dict[str, Any]
+    params: int
+    gmacs: float | None = None
+    gmacs_size: int = 224
+    test_crop: int = 224
+    top1: float | None = None
+    source: str = AUTHORS
 
 
-def _fast_fields(name: str) -> dict | None:
-    """Fields of ``resnest{depth}_fast_{R}s{K}x{D}d``; None if the name is not of that form."""
-    match = FAST_PATTERN.fullmatch(name)
-    if not match or int(match[1]) not in RESNEST_DEPTHS:
-        return None
-    depth, radix, cardinality, width = map(int, match.groups())
+def _resnest(depth: int, **fields) -> dict:
+    width = 64 if depth > 50 else 32
+    dropout = 0.2 if depth >= 200 else 0.0
+    fields = {"stem_width": width, "dropout": dropout} | fields
+    return {"stage_sizes": STAGE_SIZES[depth], **fields}
+
+
+def _fast(depth: int, radix: int, cardinality: int, width: int) -> dict:
     return {
         "stage_sizes": STAGE_SIZES[depth],
         "radix": radix,
@@ -63,7 +60,46 @@ def _fast_fields(name: str) -> dict | None:
     }
 
 
-MODELS = _table()
+def _resnet_d(depth: int) -> dict:
+    return {"stage_sizes": STAGE_SIZES[depth], "radix": 0, "avd": False}
+
+
+def _resnet(depth: int, **fields) -> dict:
+    return _resnet_d(depth) | {"deep_stem": False, "avg_down": False} | fields
+
+
+_RESNEXT = {"cardinality": 32, "bottleneck_width": 4}
+
+MODELS: dict[str, Model] = {
+    "resnest14": Model(_resnest(14), 10_611_688, 2.76, top1=75.75, source=GLUON),
+    "resnest26": Model(_resnest(26), 17_069_448, 3.64, top1=78.68, source=GLUON),
+    "resnest50": Model(_resnest(50), 27_483_240, 5.40, top1=81.03),
+    "resnest101": Model(_resnest(101), 48_275_016, 13.38, 256, 256, 82.83),
+    "resnest200": Model(_resnest(200), 70_201_544, 35.69, 320, 320, 83.84),
+    "resnest269": Model(_resnest(269), 110_929_480, 77.69, 416, 416, 84.54),
+    "resnest50_fast_1s1x64d": Model(_fast(50, 1, 1, 64), 26_217_896, 4.34, top1=80.33),
+    "resnest50_fast_2s1x64d": Model(_fast(50, 2, 1, 64), 27_483_240, 4.34, top1=80.53),
+    "resnest50_fast_4s1x64d": Model(_fast(50, 4, 1, 64), 31_912_712, 4.35, top1=80.76),
+    "resnest50_fast_1s2x40d": Model(_fast(50, 1, 2, 40), 25_946_680, 4.38, top1=80.59),
+    "resnest50_fast_2s2x40d": Model(_fast(50, 2, 2, 40), 26_943_792, 4.38, top1=80.61),
+    "resnest50_fast_4s2x40d": Model(_fast(50, 4, 2, 40), 30_417_592, 4.41, top1=81.14),
+    "resnest50_fast_1s4x24d": Model(_fast(50, 1, 4, 24), 25_677_000, 4.42, top1=80.99),
+    "resnet50": Model(_resnet(50), 25_557_032, 4.11, source=TIMM),
+    "resnet101": Model(_resnet(101), 44_549_160, source=TIMM),
+    "resnet152": Model(_resnet(152), 60_192_808, source=TIMM),
+    "resnetd50": Model(_resnet_d(50), 25_576_264, 4.35, source=TIMM),
+    "resnetd101": Model(_resnet_d(101), 44_568_392, source=TIMM),
+    "resnetd152": Model(_resnet_d(152), 60_212_040, source=TIMM),
+    "resnext50_32x4d": Model(_resnet(50, **_RESNEXT), 25_028_904, source=TIMM),
+    "resnext101_32x4d": Model(_resnet(101, **_RESNEXT), 44_177_704, source=TIMM),
+    "seresnet50": Model(_resnet(50, attention="se"), 28_088_024, source=TIMM),
+    "seresnet101": Model(_resnet(101, attention="se"), 49_326_872, source=TIMM),
+    "skresnet50": Model(_resnet(50, attention="sk"), 25_803_160, source=TIMM),
+    "skresnet101": Model(_resnet(101, attention="sk"), 45_013_432, source=TIMM_BLOCKS),
+}
+
+FAST_PATTERN = re.compile(r"resnest(\d+)_fast_(\d+)s(\d+)x(\d+)d")
+FAST_DEPTHS = (14, 26, 50, 101, 200, 269)
 
 
 def list_models() -> list[str]:
@@ -82,18 +118,25 @@ def create_model(name: str, **fields) -> ResNeSt:
     Raises:
       InputError: if the name or a field does not exist, or a field is out of range.
     """
-    preset = MODELS.get(name) or _fast_fields(name)
-    if preset is None:
-        close = difflib.get_close_matches(name, MODELS, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        depths = "|".join(map(str, RESNEST_DEPTHS))
-        raise InputError(
-            f"unknown model {name!r}{hint}; there are {', '.join(MODELS)} "
-            f"and resnest{{{depths}}}_fast_{{R}}s{{K}}x{{D}}d"
-        )
+    preset = _fields_of(name)
     known = [f.name for f in dataclasses.fields(ResNeSt) if f.name not in ("parent", "name")]
     if unknown := sorted(set(fields) - set(known)):
         raise InputError(f"unknown model field {', '.join(unknown)}; there are {', '.join(known)}")
     # Lists arrive from configs; a Flax module must be hashable.
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return ResNeSt(**preset | fields)
+
+
+def _fields_of(name: str) -> dict:
+    if name in MODELS:
+        return MODELS[name].fields
+    match = FAST_PATTERN.fullmatch(name)
+    if match and int(match[1]) in FAST_DEPTHS:
+        return _fast(*map(int, match.groups()))
+    close = difflib.get_close_matches(name, MODELS, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    depths = "|".join(map(str, FAST_DEPTHS))
+    raise InputError(
+        f"unknown model {name!r}{hint}; there are {', '.join(MODELS)} "
+        f"and resnest{{{depths}}}_fast_{{R}}s{{K}}x{{D}}d"
+    )

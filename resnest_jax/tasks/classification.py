@@ -65,7 +65,7 @@ class Classification:
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         return self.model.init(rng, images)
 
-    def loss_fn(self, params, batch_stats, batch, rng) -> tuple[jax.Array, dict]:
+    def loss_fn(self, params, batch_stats, batch, rng, progress) -> tuple[jax.Array, dict]:
         """Mean cross-entropy of a uint8 batch, and the new batch statistics."""
         mixup_rng, dropout_rng = jax.random.split(rng)
         images = normalize(batch["image"])
@@ -78,6 +78,7 @@ class Classification:
             {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
+            progress=progress,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_rng},
         )

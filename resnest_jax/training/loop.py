@@ -73,7 +73,7 @@ def fit(
     mesh = make_mesh()
     state, seconds = checkpoints.restore(initial_state(task, optimizer, seed))
     train_step = jax.jit(
-        make_train_step(task.loss_fn, optimizer, seed),
+        make_train_step(task.loss_fn, optimizer, seed, plan.total_steps),
         out_shardings=replicated(mesh),
         donate_argnums=0,
     )

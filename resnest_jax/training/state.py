@@ -12,8 +12,8 @@ PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
-# loss_fn(params, batch_stats, batch, rng) -> loss, new batch_stats
-LossFn = Callable[[PyTree, PyTree, Batch, jax.Array], tuple[jax.Array, PyTree]]
+# loss_fn(params, batch_stats, batch, rng, progress) -> loss, new batch_stats
+LossFn = Callable[[PyTree, PyTree, Batch, jax.Array, jax.Array], tuple[jax.Array, PyTree]]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -32,17 +32,19 @@ def create_state(variables: PyTree, optimizer: optax.GradientTransformation) -> 
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, seed: int
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, seed: int, total_steps: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """``train_step(state, batch) -> state, {"loss", "grad_norm"}``: pure, to be jitted.
 
-    Its randomness follows from the seed and the step, so that a restored state needs no key.
+    Its randomness follows from the seed and the step, so that a restored state needs no key. The
+    loss is told the progress of training, from 0 to 1 at ``total_steps``.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, batch_stats), grads = gradient(state.params, state.batch_stats, batch, rng)
+        progress = state.step / total_steps
+        (loss, batch_stats), grads = gradient(state.params, state.batch_stats, batch, rng, progress)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}

@@ -1,0 +1,45 @@
+"""Print the table of models: python -m resnest_jax.models
+
+Parameters and GMACs are computed from the models; accuracy is the published one.
+"""
+
+from resnest_jax.models.costs import count_macs, count_parameters
+from resnest_jax.models.zoo import MODELS, create_model
+
+HEADER = ("model", "R", "K", "d", "params", "GMACs", "at", "top-1", "at", "source")
+
+
+def rows() -> list[tuple[str, ...]]:
+    """The table's cells."""
+    table = []
+    for name, entry in MODELS.items():
+        model = create_model(name)
+        table.append(
+            (
+                name,
+                f"{model.radix}" if model.attention == "split" else model.attention,
+                f"{model.cardinality}",
+                f"{model.bottleneck_width}",
+                f"{count_parameters(model):,}",
+                f"{count_macs(model, entry.gmacs_size) / 1e9:.2f}",
+                f"{entry.gmacs_size}",
+                f"{entry.top1:.2f}" if entry.top1 else "",
+                f"{entry.test_crop}" if entry.top1 else "",
+                entry.source,
+            )
+        )
+    return table
+
+
+def main() -> None:
+    """Print it, columns aligned."""
+    table = [HEADER, *rows()]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+if __name__ == "__main__":
+    main()
