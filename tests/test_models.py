@@ -34,10 +34,12 @@ def test_published_figures(name):
         assert abs(gmacs - entry.gmacs) <= (0.02 if "_fast_" in name else 0.005)
 
 
-def test_table_of_models(capsys):
+def test_table_of_models(capsys, monkeypatch):
+    few = {name: zoo.MODELS[name] for name in ("resnest50", "seresnet50")}
+    monkeypatch.setattr(models_command, "MODELS", few)
     models_command.main()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(resnest_jax.list_models())
+    assert len(lines) == 3
     (row,) = [line.split() for line in lines if line.startswith("resnest50 ")]
     assert row[1:9] == ["2", "1", "64", "27,483,240", "5.40", "224", "81.03", "224"]
 
@@ -67,6 +69,19 @@ def test_endpoint_shapes(size, stride):
         reduction = min(reduction, stride)
         height, length = (-(-side // reduction) for side in size)
         assert endpoints[name].shape == (2, height, length, width)
+
+
+@pytest.mark.parametrize("depth", [14, 26, 50, 101, 200, 269])
+def test_any_size(depth):
+    """No size crashes; endpoints are the size over their stride, rounded up."""
+    model = resnest_jax.create_model(f"resnest{depth}")
+    for height, width in ((32, 33), (57, 63), (200, 208), (240, 257), (299, 223)):
+        images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        apply = partial(model.apply, method="features")
+        endpoints = jax.eval_shape(apply, variables, images)
+        for i, endpoint in enumerate(endpoints.values(), 1):
+            assert endpoint.shape[1:3] == (-(-height // 2**i), -(-width // 2**i))
 
 
 def test_small_models_compute():
