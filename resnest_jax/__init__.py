@@ -1,5 +1,6 @@
 """ResNeSt (Split-Attention Networks) in JAX and Flax."""
 
+from resnest_jax.models.folding import fold
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.split_attention import SplitAttention
 from resnest_jax.models.torch_names import from_torch, to_torch
@@ -9,6 +10,7 @@ __all__ = [
     "ResNeSt",
     "SplitAttention",
     "create_model",
+    "fold",
     "from_torch",
     "list_models",
     "to_torch",

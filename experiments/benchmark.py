@@ -1,0 +1,112 @@
+"""Time inference of a model with its batch norms as trained and folded, side by side.
+
+    python -m experiments.benchmark --model=resnest50 --image_size=224 --batch_size=8
+
+The rivals take turns, so that whatever else the machine does falls on all of them; each line has
+the median over the rounds, the range between the quartiles, and the ratio to the first, taken
+round by round. Weights, batch norm statistics and images are random; compiling is timed apart.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from resnest_jax import commands, create_model, fold
+
+MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images.", lower_bound=32)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images a call.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.")
+
+WARM_UP = 2  # rounds that are not
+
+
+def random_variables(model, images: jax.Array) -> dict:
+    """Variables of a trained model's scale: no zeros, statistics unlike those of the start."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if leaf.ndim > 1:
+            return noise * np.sqrt(2 / np.prod(leaf.shape[:-1]), dtype=np.float32)
+        if path[-1].key in ("scale", "var"):
+            # The last norm of a block is kept small, or the sum over the blocks would overflow.
+            return np.exp(0.1 * noise) * (0.1 if path[-2].key == "bn3" else 1)
+        return 0.1 * noise
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
+
+
+def rivals(model, images: jax.Array) -> dict[str, tuple]:
+    """Name -> (module, variables): the first is what the others are compared with."""
+    variables = random_variables(model, images)
+    return {"as trained": (model, variables), "folded": fold(model, variables)}
+
+
+def compile_all(modules: dict[str, tuple], images: jax.Array) -> dict[str, tuple[Callable, float]]:
+    """Name -> (a call that waits for its result, seconds that compiling took)."""
+    compiled = {}
+    for name, (module, variables) in modules.items():
+        begun = time.perf_counter()
+        program = jax.jit(module.apply).lower(variables, images).compile()
+        seconds = time.perf_counter() - begun
+
+        def call(program=program, variables=variables):
+            return program(variables, images).block_until_ready()
+
+        compiled[name] = call, seconds
+    return compiled
+
+
+def time_calls(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call in every round, the order turned from round to round."""
+    seconds = {name: [] for name in calls}
+    names = list(calls)
+    for i in range(WARM_UP + repeats):
+        for name in names if i % 2 else names[::-1]:
+            begun = time.perf_counter()
+            calls[name]()
+            elapsed = time.perf_counter() - begun
+            if i >= WARM_UP:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]], compiling: dict[str, float], images: int) -> str:
+    """Images a second with their spread, ratio to the first rival, compile time."""
+    lines = [
+        "| | images/s | quartiles | times the first | quartiles | compile s |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = next(iter(seconds.values()))
+    for name, times in seconds.items():
+        rate = statistics.quantiles([images / t for t in times], n=4, method="inclusive")
+        ratios = [a / b for a, b in zip(first, times, strict=True)]
+        ratio = statistics.quantiles(ratios, n=4, method="inclusive")
+        lines.append(
+            f"| {name} | {rate[1]:.2f} | {rate[0]:.2f} - {rate[2]:.2f} "
+            f"| {ratio[1]:.3f} | {ratio[0]:.3f} - {ratio[2]:.3f} | {compiling[name]:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(_: list[str]) -> None:
+    """Time the rivals that the flags name."""
+    model = create_model(MODEL.value, dtype=jnp.dtype(DTYPE.value))
+    shape = (BATCH_SIZE.value, IMAGE_SIZE.value, IMAGE_SIZE.value, 3)
+    images = jax.random.normal(jax.random.key(1), shape)
+    compiled = compile_all(rivals(model, images), images)
+    seconds = time_calls({name: call for name, (call, _) in compiled.items()}, REPEATS.value)
+    print(f"{MODEL.value}, images {shape}, {DTYPE.value}, {jax.devices()[0].device_kind}")
+    print(table(seconds, {name: s for name, (_, s) in compiled.items()}, BATCH_SIZE.value))
+
+
+if __name__ == "__main__":
+    commands.run(main)

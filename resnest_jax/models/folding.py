@@ -1,0 +1,62 @@
+"""Batch norms folded into the convolutions before them: the same function, for inference."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from resnest_jax.errors import InputError
+from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.resnest import ResNeSt
+
+# bnX follows convX; inside a unit with attention bn0 follows conv and bn1 the dense fc1.
+OTHER_CONVOLUTIONS = {"bn0": "conv", "bn1": "fc1"}
+
+Path = tuple[str, ...]
+
+
+def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
+    """The model and its variables with every batch norm folded: equal logits, inference only.
+
+    A batch norm multiplies each channel by ``scale / sqrt(var + epsilon)``, which the kernel
+    before it takes over; what it adds is left, as a bias.
+
+    Args:
+      model: a model whose field ``norm`` is not ``"folded"``.
+      variables: its ``{"params", "batch_stats"}``.
+
+    Returns:
+      The model with ``norm="folded"``, and ``{"params"}`` for it, float32 (computed in float64).
+
+    Raises:
+      InputError: if the model is folded already, or a batch norm has no single convolution.
+    """
+    if model.norm == "folded":
+        raise InputError("model field norm is 'folded' already; fold a 'batch' or 'frozen' model")
+    params, stats = (
+        {path: np.asarray(leaf, np.float64) for path, leaf in flatten_dict(variables[name]).items()}
+        for name in ("params", "batch_stats")
+    )
+    for norm in [path[:-1] for path in stats if path[-1] == "mean"]:
+        conv = _convolution_before(norm, params)
+        factor = params.pop((*norm, "scale")) / np.sqrt(stats[*norm, "var"] + BatchNorm.epsilon)
+        params[*conv, "kernel"] = params[*conv, "kernel"] * factor  # output channels come last
+        if (*conv, "bias") in params:
+            params[*conv, "bias"] = params[*conv, "bias"] * factor
+        params[*norm, "bias"] = params[*norm, "bias"] - stats[*norm, "mean"] * factor
+    params = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in params.items()}
+    return model.clone(norm="folded"), {"params": unflatten_dict(params)}
+
+
+def _convolution_before(norm: Path, params: Mapping[Path, np.ndarray]) -> Path:
+    """Path of the convolution that a batch norm follows, by the names of the two."""
+    *scope, name = norm
+    names = [name.replace("bn", "conv"), OTHER_CONVOLUTIONS.get(name)]
+    found = [(*scope, other) for other in names if (*scope, other, "kernel") in params]
+    if len(found) != 1:
+        raise InputError(
+            f"batch norm {'/'.join(norm)} follows {len(found)} convolutions; expected one beside "
+            f"it, named {' or '.join(filter(None, names))}"
+        )
+    return found[0]
