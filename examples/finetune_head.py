@@ -8,7 +8,7 @@ import resnest_jax
 
 
 def main() -> tuple[dict, dict, list[float]]:
-    """Train the head on noise of three brightnesses; returns the parameters before and after, and the losses."""
+    """Train the head to tell three brightnesses; returns parameters before and after, losses."""
     # With weights: model, variables = resnest_jax.load_pretrained("resnest14", num_classes=3, ...)
     model = resnest_jax.create_model("resnest14", num_classes=3, norm="frozen")
     labels = jnp.arange(6) % 3

@@ -5,6 +5,7 @@ from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.split_attention import SplitAttention
 from resnest_jax.models.torch_names import from_torch, to_torch
 from resnest_jax.models.zoo import create_model, list_models
+from resnest_jax.pretrained import load_pretrained, save_weights
 
 __all__ = [
     "ResNeSt",
@@ -13,5 +14,7 @@ __all__ = [
     "fold",
     "from_torch",
     "list_models",
+    "load_pretrained",
+    "save_weights",
     "to_torch",
 ]

@@ -2,16 +2,20 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from absl import app, flags, logging
 
 from resnest_jax.errors import DivergenceError, InputError
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Run a command; bad input becomes one line on stderr and exit code 1."""
+def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> None:
+    """Run a command to its exit code; bad input becomes one line on stderr and exit code 1.
+
+    ``arguments``: whether it takes any besides its options.
+    """
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=partial(_parse, arguments=arguments))
     except (InputError, DivergenceError) as error:
         fail(error)
 
@@ -22,7 +26,7 @@ def fail(error: object) -> None:
     sys.exit(1)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], arguments: bool) -> list[str]:
     """Absl's parser, whose complaints about config files and overrides are made one line."""
     try:
         rest = flags.FLAGS(argv)
@@ -30,6 +34,6 @@ def _parse(argv: list[str]) -> list[str]:
         fail(error)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax tells of every file that it writes
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
     return rest

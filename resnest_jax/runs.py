@@ -7,8 +7,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
-from resnest_jax.errors import InputError
-from resnest_jax.training.checkpoints import Checkpoints, latest_step
+from resnest_jax.training.checkpoints import Checkpoints, latest_folder
 from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.loop import fit, initial_state, make_evaluate
 from resnest_jax.training.metrics import write_json
@@ -60,8 +59,7 @@ def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
     """
     config = recipe.load_config(workdir)
     run = recipe.build(config)
-    if latest_step(workdir) is None:
-        raise InputError(f"workdir {workdir} holds no checkpoint yet")
+    latest_folder(workdir)  # there must be one
     with _checkpoints(run, config, workdir) as checkpoints:
         state = initial_state(run.task, run.optimizer, config.seed)
         state, _ = checkpoints.restore(state, checkpoint)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -83,3 +84,41 @@ def latest_step(workdir: Path) -> int | None:
         return None
     steps = ocp.utils.checkpoint_steps(folder)
     return max(steps, default=None)
+
+
+def latest_folder(workdir: Path) -> Path:
+    """Where the state of the last whole checkpoint is.
+
+    Raises:
+      InputError: if there is none.
+    """
+    step = latest_step(workdir)
+    if step is None:
+        raise InputError(f"workdir {workdir} holds no checkpoint yet")
+    return workdir / FOLDER / str(step) / "state"
+
+
+def save_variables(folder: Path, variables: dict) -> None:
+    """Write ``{"params", "batch_stats"}`` alone."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.resolve(), variables)
+
+
+def restore_variables(folder: Path) -> dict:
+    """``{"params", "batch_stats"}`` of what is stored in a folder, as NumPy arrays.
+
+    Of a run's state nothing else is read, so that neither data set nor optimiser is needed.
+
+    Raises:
+      InputError: if they are not there.
+    """
+    folder = folder.resolve()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            stored = checkpointer.metadata(folder).item_metadata.tree
+            wanted = {name: stored[name] for name in ("params", "batch_stats")}
+        except (AttributeError, KeyError, FileNotFoundError):
+            raise InputError(f"{folder} holds no params and batch_stats") from None
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+        return checkpointer.restore(folder, args=args)

@@ -1,0 +1,141 @@
+"""Folding of batch norms, and the exported artefact as a process without this package runs it."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import golden
+import helpers
+import jax
+import numpy as np
+import pytest
+
+import resnest_jax
+from resnest_jax.errors import InputError
+from resnest_jax.tasks.classification import normalize
+
+SIZE = 64
+# Stage 1 has a block with a projected shortcut and one without; every model repeats these two.
+SHALLOW = {"stage_sizes": (2, 1, 1, 1), "planes": (64, 64, 64, 64)}
+
+# argv: the artefact, images, where the logits go
+STRANGER = """
+import sys
+import jax, numpy as np
+from jax import export
+artefact = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+call = jax.jit(artefact.call)
+images = np.load(sys.argv[2])
+np.savez(sys.argv[3], one=call(images[:1]), all=call(images))
+assert not {"resnest_jax", "flax"} & set(sys.modules)
+"""
+
+
+def relative_error(actual, expected):
+    return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+
+
+def write_safetensors(path, state_dict):
+    header, start = {}, 0
+    for key, array in state_dict.items():
+        offsets = [start, start + array.nbytes]
+        header[key] = {"dtype": "F32", "shape": array.shape, "data_offsets": offsets}
+        start = offsets[1]
+    text = json.dumps(header).encode()
+    arrays = (np.ascontiguousarray(array).tobytes() for array in state_dict.values())
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(arrays))
+
+
+def export(weights, output, *args):
+    command = [sys.executable, "-m", "resnest_jax.export", "--model=resnest14"]
+    command += [f"--weights={weights}", f"--output={output}", f"--image_size={SIZE}", *args]
+    return subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def resnest14(tmp_path_factory):
+    """Model, golden variables, and the file they are in."""
+    model, variables = golden.build("resnest14", {})
+    path = tmp_path_factory.mktemp("weights") / "resnest14.safetensors"
+    write_safetensors(path, golden.state_dict(model))
+    return model, variables, path
+
+
+@pytest.mark.parametrize("name", resnest_jax.list_models())
+def test_folded_model_has_the_same_logits(name):
+    model, variables = golden.build(name, SHALLOW)
+    images = golden.images((2, SIZE, SIZE), 1)
+    expected = np.asarray(jax.jit(model.apply)(variables, images))
+    folded, folded_variables = resnest_jax.fold(model, variables)
+    logits = jax.jit(folded.apply)(folded_variables, images)
+    assert relative_error(logits, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnest14", "resnet50", "skresnet50"])
+def test_folded_variables_are_those_of_the_folded_model(name):
+    model, variables = golden.build(name, SHALLOW)
+    folded, folded_variables = resnest_jax.fold(model, variables)
+    images = golden.images((1, SIZE, SIZE), 1)
+    expected = jax.eval_shape(folded.init, jax.random.key(0), images)
+    assert list(folded_variables) == ["params"] == list(expected)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), folded_variables)
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
+    assert "scale" not in folded_variables["params"]["stem"]["bn1"]
+
+
+def test_fold_leaves_its_argument_alone(resnest14):
+    model, variables, _ = resnest14
+    before = jax.tree.map(np.array, variables)
+    resnest_jax.fold(model, variables)
+    jax.tree.map(np.testing.assert_array_equal, before, variables)
+
+
+def test_fold_refuses_what_it_cannot_fold(resnest14):
+    model, variables, _ = resnest14
+    with pytest.raises(InputError, match="folded"):
+        resnest_jax.fold(*resnest_jax.fold(model, variables))
+    stem = variables["params"]["stem"]
+    stem = {("other" if name == "conv1" else name): layer for name, layer in stem.items()}
+    params = variables["params"] | {"stem": stem}
+    with pytest.raises(InputError, match=r"stem/bn1.*conv1"):
+        resnest_jax.fold(model, variables | {"params": params})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_exported_artefact_runs_without_the_package(dtype, resnest14, tmp_path):
+    model, variables, weights = resnest14
+    output = tmp_path / "model.stablehlo"
+    result = export(weights, output, f"--dtype={dtype}")
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+    assert "(B, 64, 64, 3)" in result.stdout and "cpu, cuda, tpu" in result.stdout
+
+    images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    command = [sys.executable, "-c", STRANGER, output.name, "images.npy", "logits.npz"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    logits = np.load(tmp_path / "logits.npz")
+    expected = np.asarray(jax.jit(model.apply)(variables, normalize(images)))
+    tolerance = {"float32": 1e-4, "bfloat16": 0.1}[dtype]
+    assert logits["all"].dtype == np.float32
+    assert relative_error(logits["all"], expected) < tolerance
+    assert relative_error(logits["one"], expected[:1]) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("output", "flag", "words"),
+    [
+        ("model.pb", "--dtype=float32", ("--output", ".stablehlo", "model.pb")),
+        ("absent/model.stablehlo", "--dtype=float32", ("--output", "absent")),
+        ("model.stablehlo", "--platforms=cpu,abacus", ("--platforms", "abacus")),
+        ("model.stablehlo", "--image_size=16", ("image_size", "16")),
+    ],
+)
+def test_bad_flags_are_one_line(output, flag, words, resnest14, tmp_path):
+    result = export(resnest14[2], tmp_path / output, flag)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert not list(tmp_path.iterdir())

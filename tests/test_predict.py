@@ -1,0 +1,355 @@
+"""From image files to class names, and where the model looked."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from functools import partial
+
+import golden
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnest_jax
+from resnest_jax import prediction
+from resnest_jax.errors import InputError
+from resnest_jax.explain import draw, explain
+from resnest_jax.tasks.classification import MEAN, STD
+
+EXIF_ORIENTATION = 274
+TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "stage_sizes": (1, 2, 1, 1)}
+
+
+def photo(height=60, width=90):
+    """A smooth colour image without any symmetry."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    channels = (255 * x, 255 * y, 127 + 127 * np.sin(9 * x * y + 4 * x))
+    return np.stack(channels, -1).astype(np.uint8)
+
+
+def tiny(name="resnest50", **fields):
+    """A small model with random weights and statistics."""
+    model = resnest_jax.create_model(name, **TINY, **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+
+    def draw_leaf(path, leaf):
+        values = rng.standard_normal(leaf.shape, np.float32)
+        if path[-1].key in ("scale", "var"):
+            return 1 + 0.1 * np.abs(values)
+        return values * (0.3 if path[-1].key == "kernel" else 0.1)
+
+    return model, jax.tree.map_with_path(draw_leaf, shapes)
+
+
+@pytest.fixture
+def load_calls(monkeypatch):
+    """Weights come from ``tiny``; what was asked for is noted."""
+    calls = []
+
+    def load_pretrained(name, source=None, **fields):
+        calls.append((name, source))
+        return tiny(name, num_classes=10 if source else 1000, **fields)
+
+    module = types.SimpleNamespace(load_pretrained=load_pretrained)
+    monkeypatch.setitem(sys.modules, "resnest_jax.pretrained", module)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "shape, size, box",  # left, top, right, bottom
+    [
+        ((256, 256), 224, (16, 16, 240, 240)),
+        ((256, 512), 224, (144, 16, 368, 240)),
+        ((427, 640), 224, (133, 27, 507, 401)),  # a side of 373.6
+        ((500, 375), 256, (21, 83, 354, 416)),
+        ((90, 60), 416, (2, 17, 58, 73)),
+    ],
+)
+def test_center_crop_is_pillow_by_hand(shape, size, box):
+    image = photo(*shape)
+    expected = Image.fromarray(image).crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(prediction.center_crop(image, size), np.asarray(expected))
+
+
+def test_center_crop_keeps_and_averages():
+    image = photo(256, 300)
+    kept = prediction.center_crop(image, 224)  # the side is 224: nothing is resized
+    np.testing.assert_array_equal(kept, image[16:240, 38:262])
+    checkers = (255 * (np.indices((1024, 1024)).sum(0) % 2)).astype(np.uint8)
+    shrunk = prediction.center_crop(np.stack([checkers] * 3, -1), 224)
+    assert np.abs(shrunk[4:-4, 4:-4].astype(int) - 127).max() < 8  # without aliasing: plain grey
+    np.testing.assert_array_equal(prediction.center_crop(np.full((40, 70, 3), 9, np.uint8), 64), 9)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 1), (2, 3), (33, 35)])
+@pytest.mark.parametrize("size", [32, 33, 224])
+def test_center_crop_takes_any_size(height, width, size):
+    assert prediction.center_crop(photo(height, width), size).shape == (size, size, 3)
+
+
+def test_every_kind_of_file(tmp_path):
+    upright = Image.fromarray(photo())
+    grey = upright.convert("L")
+    files = {
+        "rgb.png": (upright, upright),
+        "grey.png": (grey, grey.convert("RGB")),
+        "black.png": (grey.convert("1"), grey.convert("1").convert("RGB")),
+        "rgba.png": (upright.convert("RGBA"), upright),
+        "grey_alpha.png": (grey.convert("LA"), grey.convert("RGB")),
+        "palette.png": (upright.quantize(64), upright.quantize(64).convert("RGB")),
+        "animation.gif": (grey, grey.convert("RGB")),
+        "lossless.webp": (upright, upright),
+    }
+    for name, (saved, expected) in files.items():
+        options = {"lossless": True} if name.endswith("webp") else {}
+        saved.save(tmp_path / name, **options)
+        pixels = prediction.read_image(tmp_path / name)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, np.asarray(expected), err_msg=name)
+
+
+def test_transparent_palette_does_not_warn(tmp_path, recwarn):
+    upright = Image.fromarray(photo()).quantize(64)
+    upright.save(tmp_path / "clear.png", transparency=bytes(range(64)))
+    pixels = prediction.read_image(tmp_path / "clear.png")
+    np.testing.assert_array_equal(pixels, np.asarray(upright.convert("RGB")))
+    assert not recwarn.list
+
+
+def test_cmyk_jpeg(tmp_path):
+    image = Image.fromarray(photo())
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
+    difference = prediction.read_image(tmp_path / "cmyk.jpg").astype(int) - np.asarray(image)
+    assert np.abs(difference).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_keep_the_upper_eight(kind, tmp_path):
+    values = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / f"deep.{kind}")
+    pixels = prediction.read_image(tmp_path / f"deep.{kind}")
+    np.testing.assert_array_equal(pixels, np.stack([values // 256] * 3, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_equals_upright(orientation, tmp_path):
+    upright = photo()
+    stored = {  # what a camera held that way writes
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(prediction.read_image(tmp_path / "a.png"), upright)
+    options = {"quality": 98, "subsampling": 0}
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.jpg", exif=exif, **options)
+    read = prediction.read_image(tmp_path / "a.jpg")
+    assert read.shape == upright.shape and np.abs(read.astype(int) - upright).mean() < 2
+
+
+def test_broken_files_are_input_errors(tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "whole.png")
+    Image.fromarray(photo()).save(tmp_path / "whole.jpg")
+    Image.fromarray(photo()[..., 0].astype(np.float32)).save(tmp_path / "float.tiff")
+    contents = {"empty.png": b"", "text.txt": b"no image", "header.png": b"\x89PNG\r\n\x1a\n"}
+    for kind in ("png", "jpg"):
+        whole = (tmp_path / f"whole.{kind}").read_bytes()
+        contents |= {f"half.{kind}": whole[: len(whole) // 2], f"cut.{kind}": whole[:40]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for name in [*contents, "float.tiff", "missing.jpg"]:
+        with pytest.raises(InputError, match=name):
+            prediction.read_image(tmp_path / name)
+
+
+def test_folders_are_sorted_and_flat(tmp_path):
+    for name in ("b.png", "a.png", ".hidden.png", "inner/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = prediction.find_images([f"{tmp_path}/b.png", str(tmp_path), "z.png"])
+    assert [path.name for path in found] == ["b.png", "a.png", "z.png"]
+    for files in ([], [str(tmp_path / "none")]):
+        (tmp_path / "none").mkdir(exist_ok=True)
+        with pytest.raises(InputError):
+            prediction.find_images(files)
+
+
+def test_class_names():
+    names = prediction.imagenet_classes()
+    assert len(names) == len(set(names)) == 1000
+    assert all(name == name.strip() and name for name in names)
+    known = {
+        0: "tench",
+        1: "goldfish",
+        207: "golden retriever",
+        281: "tabby",
+        388: "giant panda",
+        817: "sports car",
+        985: "daisy",
+        999: "toilet tissue",
+    }
+    assert {i: names[i] for i in known} == known
+
+
+@pytest.mark.parametrize("case", ["resnest14@64", "resnet50@64"])
+def test_probabilities_are_the_softmax_of_the_authors_logits(case):
+    name, fields, shape, seed = golden.CASES[case]
+    model, variables = golden.build(name, fields)
+    images = golden.images(shape, seed) * STD + MEAN
+    logits = golden.golden(case, "logits").astype(np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    explanation = explain(model, variables, images)
+    for probabilities in (prediction.predict(model, variables, images), explanation.probabilities):
+        np.testing.assert_allclose(probabilities, expected, rtol=2e-3, atol=1e-6)
+        np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    assert (explanation.attention is None) == (model.radix == 0)
+
+
+def test_map_is_grad_cam():
+    """The closed form against the gradient of the top logit by automatic differentiation."""
+    model, variables = tiny()
+    images = np.stack([photo(96, 64), photo(96, 64)[::-1]])
+    normalized = (images - MEAN) / STD
+    c5 = jax.jit(partial(model.apply, method="features"))(variables, normalized)["c5"]
+
+    def logits_of(c5):
+        head = variables["params"]["head"]
+        return c5.mean((1, 2)) @ head["kernel"] + head["bias"][None]
+
+    top = np.argmax(jax.jit(model.apply)(variables, normalized), -1)
+    gradient = jax.grad(lambda c5: logits_of(c5)[np.arange(2), top].sum())(c5)
+    weights = gradient.mean((1, 2), keepdims=True)
+    expected = np.maximum((weights * c5).sum(-1), 0)
+    assert expected.shape == (2, 3, 2) and expected.max() > 0
+    np.testing.assert_allclose(explain(model, variables, images).cam, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("radix", [1, 2, 4])
+def test_attention_of_a_stage(radix):
+    model, variables = tiny(f"resnest50_fast_{radix}s1x64d")
+    images = photo(64, 64)[None]
+    explanation = explain(model, variables, images)
+    assert explanation.attention.shape == explanation.spread.shape == (1, 4, radix)
+    if radix > 1:
+        np.testing.assert_allclose(explanation.attention.sum(-1), 1, rtol=1e-5)
+    normalized = (images - MEAN) / STD
+    apply = jax.jit(partial(model.apply, mutable=["intermediates"]))
+    _, sown = apply(variables, normalized)
+    blocks = [sown["intermediates"][f"stage2_block{i}"]["conv2"]["attention"][0] for i in (1, 2)]
+    for values, function in ((explanation.attention, np.mean), (explanation.spread, np.std)):
+        expected = function(np.stack(blocks), axis=(0, 3))
+        np.testing.assert_allclose(values[:, 1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_run_prints_tables_and_skips(tmp_path, capsys, load_calls):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(9):  # more than one batch
+        Image.fromarray(photo(50 + i, 60)).save(folder / f"{i}.png")
+    assert prediction.run([str(folder)], name="resnest50", image_size=32) == 0
+    clean = capsys.readouterr()
+    assert clean.err == ""
+    blocks = [clean.out.splitlines()[i : i + 6] for i in range(0, 54, 6)]
+    names = prediction.imagenet_classes()
+    for i, (path, *lines) in enumerate(blocks):
+        assert path == str(folder / f"{i}.png")
+        shares = [float(line.split("%")[0]) for line in lines]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 100
+        assert {line.split("%")[1].strip() for line in lines} <= set(names)
+    (folder / "notes.txt").write_text("no image")
+    assert prediction.run([str(folder)], name="resnest50", image_size=32) == 1
+    skipped = capsys.readouterr()
+    assert skipped.out == clean.out
+    assert skipped.err.count("\n") == 1 and "notes.txt" in skipped.err
+    assert load_calls == [("resnest50", None)] * 2
+
+
+def test_run_without_a_model_says_so(tmp_path, load_calls):
+    with pytest.raises(InputError, match="--model=resnest50"):
+        prediction.run([str(tmp_path / "a.png")])
+    with pytest.raises(InputError, match="at most 100; got 101"):
+        prediction.run([f"{i}.png" for i in range(101)], explain_path="a.png")
+
+
+@pytest.mark.parametrize(
+    "name, size", [("resnest50", 224), ("resnest101", 256), ("resnest50_fast_8s1x64d", 224)]
+)
+def test_published_models_are_tested_at_their_size(name, size, load_calls):
+    predictor = prediction.load(name, None, None)
+    assert predictor.transform(photo()).shape == (size, size, 3)
+    assert predictor.class_names[0] == "tench"
+    assert prediction.load(name, None, 64).transform(photo()).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], [f"c{i}" for i in range(10)]])
+def test_a_run_knows_its_model_and_classes(names, tmp_path, load_calls):
+    for name in names:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(photo(16, 24)).save(tmp_path / "data" / name / f"{i}.png")
+    config = helpers.tiny_config(dataset=f"folder:{tmp_path}/data", image_size=48)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    predictor = prediction.load(None, str(tmp_path), None)
+    assert load_calls == [(config.model.name, str(tmp_path))]
+    assert predictor.transform(photo(48, 48)).tolist() == photo(48, 48).tolist()  # no margin
+    # The folder of two classes is not what a model of ten was trained on.
+    expected = names if len(names) == 10 else [f"class {i}" for i in range(10)]
+    assert list(predictor.class_names) == expected
+
+
+@pytest.mark.parametrize("name", ["resnest50_fast_4s1x64d", "resnet50"])
+def test_explain_writes_a_picture(name, tmp_path, capsys, load_calls):
+    for i in range(2):
+        Image.fromarray(photo(50 + i, 60)).save(tmp_path / f"cost_$_{i}.png")
+    (tmp_path / "c.txt").write_text("no image")
+    out = tmp_path / "out.png"
+    code = prediction.run([str(tmp_path)], name=name, image_size=64, explain_path=str(out))
+    assert code == 1 and capsys.readouterr().out.count("%") == 10
+    with Image.open(out) as picture:
+        width, height = picture.size
+    assert 400 < width < 1200 and height == 480
+    with pytest.raises(InputError, match="cannot be written"):
+        prediction.run(
+            [f"{tmp_path}/cost_$_0.png"], name=name, image_size=64, explain_path="/dev/null/a.png"
+        )
+
+
+def test_map_without_evidence_is_drawn(tmp_path):
+    model, variables = tiny()
+    explanation = jax.tree.map(lambda x: x[0], explain(model, variables, photo(64, 64)[None]))
+    explanation = explanation._replace(cam=np.zeros((2, 2), np.float32))
+    names = prediction.imagenet_classes()
+    draw(tmp_path / "a.png", ["a"], [photo(64, 64)], [explanation], names)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--model=resnest50"], ["IMAGE_OR_FOLDER"]),
+        (["a.png", "--image_size=5"], ["image_size", "32"]),
+        (["a.png", "--no_such_flag"], ["no_such_flag"]),
+    ],
+)
+def test_bad_command_is_one_line(arguments, words):
+    command = [sys.executable, "-m", "resnest_jax.predict", *arguments]
+    result = subprocess.run(
+        command, cwd=helpers.ROOT, env=os.environ, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.stderr
+    assert all(word in errors[0] for word in words), errors
