@@ -31,6 +31,7 @@ from resnest_jax import commands
 from resnest_jax.errors import InputError
 from resnest_jax.models.folding import fold
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
+from resnest_jax.pretrained import load_pretrained
 from resnest_jax.tasks.classification import normalize
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -101,8 +102,6 @@ def main(_: list[str]) -> None:
     """Export what the flags name."""
     output = Path(OUTPUT.value).expanduser()
     check_flags(output, PLATFORM_LIST.value)
-    from resnest_jax.pretrained import load_pretrained
-
     dtype = jnp.dtype(DTYPE.value)
     model, variables = load_pretrained(MODEL.value, WEIGHTS.value, dtype=dtype)
     exported = export(model, variables, IMAGE_SIZE.value, PLATFORM_LIST.value)

@@ -21,6 +21,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.explain import Explanation, draw, explain
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import MODELS
+from resnest_jax.pretrained import load_pretrained
 from resnest_jax.tasks.classification import normalize
 
 BATCH = 8
@@ -108,9 +109,6 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
     Raises:
       InputError: if there is no such model or file, or neither names a model.
     """
-    # Here, since reading weights takes packages that nothing else of this module does.
-    from resnest_jax.pretrained import load_pretrained
-
     if weights and Path(weights).expanduser().is_dir():
         config = recipe.load_config(Path(weights).expanduser())
         model, variables = load_pretrained(name or config.model.name, source=weights)

@@ -76,9 +76,9 @@ def load_pretrained(
 
     - With another ``num_classes`` the head is a new one, ``model.init(rng, ...)``'s; 0 has none.
       Left out, it is the file's.
-    - With another ``in_channels`` the RGB kernel K (out, 3, h, w) of the first convolution becomes,
-      as in timm, K'[:, c] = 3 / n * K[:, c mod 3] for n > 1 channels, so that an image whose
-      channels are equal gives what it gave, and K' = sum over c of K[:, c] for 1.
+    - With another ``in_channels`` n the RGB kernel K (out, 3, h, w) of the first convolution
+      becomes, as in timm, K'[:, c] = 3 / n * K[:, c mod 3]; for n = 1 it becomes the sum over c
+      of K[:, c], so that a grey image gives what it gives as RGB.
 
     Args:
       name: one of ``create_model``; None if the source is a directory, which knows its own.
@@ -165,7 +165,6 @@ def save_directory(description: Mapping[str, Any], variables: Mapping, path: Pat
 
     if path.exists() and not (path / MODEL_FILE).is_file():
         raise InputError(f"{path} is not a directory of weights; it is left as it is")
-
     temporary = _temporary(path)
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # of a write that was killed

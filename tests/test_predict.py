@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 from functools import partial
 
 import golden
@@ -56,8 +55,7 @@ def load_calls(monkeypatch):
         calls.append((name, source))
         return tiny(name, num_classes=10 if source else 1000, **fields)
 
-    module = types.SimpleNamespace(load_pretrained=load_pretrained)
-    monkeypatch.setitem(sys.modules, "resnest_jax.pretrained", module)
+    monkeypatch.setattr(prediction, "load_pretrained", load_pretrained)
     return calls
 
 
