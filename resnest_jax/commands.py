@@ -33,7 +33,8 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(error)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax tells of every file that it writes
+        # Orbax tells of every file that it writes; it and TFDS warn of what is normal.
+        logging.set_verbosity(logging.ERROR)
     if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
     return rest

@@ -29,6 +29,7 @@ from absl import flags
 
 from resnest_jax import commands
 from resnest_jax.errors import InputError
+from resnest_jax.files import replace_file
 from resnest_jax.models.folding import fold
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
 from resnest_jax.pretrained import load_pretrained
@@ -71,17 +72,6 @@ def export(
     return jax.export.export(classify, platforms=platforms)(images)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"--output {path} cannot be written: {error.strerror}") from error
-
-
 def check_flags(output: Path, platforms: list[str]) -> None:
     """Refuse what would fail only after minutes.
 
@@ -105,7 +95,10 @@ def main(_: list[str]) -> None:
     dtype = jnp.dtype(DTYPE.value)
     model, variables = load_pretrained(MODEL.value, WEIGHTS.value, dtype=dtype)
     exported = export(model, variables, IMAGE_SIZE.value, PLATFORM_LIST.value)
-    write(output, exported.serialize())
+    try:
+        replace_file(output, exported.serialize())
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written: {error.strerror}") from error
     print(
         f"{output}: uint8 images (B, {IMAGE_SIZE.value}, {IMAGE_SIZE.value}, 3) to logits "
         f"(B, {exported.out_avals[0].shape[1]}), for {', '.join(exported.platforms)}; "

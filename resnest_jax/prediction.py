@@ -109,8 +109,9 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
     Raises:
       InputError: if there is no such model or file, or neither names a model.
     """
-    if weights and Path(weights).expanduser().is_dir():
-        config = recipe.load_config(Path(weights).expanduser())
+    workdir = Path(weights or "").expanduser()
+    if weights and (workdir / recipe.CONFIG).is_file():
+        config = recipe.load_config(workdir)
         model, variables = load_pretrained(name or config.model.name, source=weights)
         # As the run evaluates: its images are all object, or it was trained on such margins.
         transform = partial(resize_and_center_crop, size=image_size or config.image_size)

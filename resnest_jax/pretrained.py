@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnest_jax.errors import InputError
+from resnest_jax.files import replace_file
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
 from resnest_jax.models.torch_names import from_torch, to_torch, torch_entries
 from resnest_jax.models.zoo import create_model
@@ -140,12 +141,9 @@ def save_weights(variables: Mapping, model: ResNeSt, path: str | os.PathLike) ->
         buffer = io.BytesIO()
         torch.save({key: torch.tensor(value) for key, value in state_dict.items()}, buffer)
         content = buffer.getbuffer()
-    temporary = _temporary(path)
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        replace_file(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     return len(state_dict)
 

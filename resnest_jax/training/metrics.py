@@ -1,21 +1,20 @@
 """What a run writes down: metrics.jsonl, TensorBoard events, progress lines, whole JSON files."""
 
 import json
-import os
 import time
 from pathlib import Path
 
 import tensorboardX
 from tqdm import tqdm
 
+from resnest_jax.files import replace_file
+
 METRICS = "metrics.jsonl"
 
 
 def write_json(path: Path, value: dict) -> None:
     """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_metrics(workdir: Path) -> list[dict]:
@@ -35,9 +34,8 @@ class MetricsWriter:
     def __init__(self, workdir: Path, start_step: int):
         """Open the sinks and forget what lies past ``start_step``: it will be done again."""
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
-        temporary = workdir / f".{METRICS}.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, workdir / METRICS)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        replace_file(workdir / METRICS, text.encode())
         self._file = (workdir / METRICS).open("a")
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
 
