@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
                 "planes": (16, 32, 64, 128),
                 "stem_width": 16,
                 "dropout": 0.0,
+                "drop_block": 0.0,
+                "drop_path": 0.0,
                 "dtype": "float32",
             },
             # A TFDS name or "folder:PATH"; splits as TFDS writes them, or subfolders.

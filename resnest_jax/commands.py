@@ -1,8 +1,10 @@
 """What the commands share: how they start, and how they say what was wrong."""
 
+import runpy
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -30,11 +32,31 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
     """Absl's parser, whose complaints about config files and overrides are made one line."""
     try:
         rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            list(flags.FLAGS["config"].value or ())  # a file that did not load says so only now
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(error)
+        fail(_unknown_key(argv) or error)
     if not flags.FLAGS["verbosity"].present:
         # Orbax tells of every file that it writes; it and TFDS warn of what is normal.
         logging.set_verbosity(logging.ERROR)
     if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
     return rest
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+    """What to say of the first override whose key the config has not; None if there is none."""
+    files = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
+    path, _, argument = files[-1].partition(":") if files else ("", "", "")
+    if not Path(path).is_file():
+        return None
+    config = runpy.run_path(path)["get_config"](*[argument] if argument else [])
+    for name in (arg.lstrip("-").split("=")[0] for arg in argv):
+        section, where = config, "config"
+        for key in name.split(".")[1:] if name.startswith("config.") else ():
+            if not hasattr(section, "keys"):
+                return f"{name}: {where} is {section!r} and has no keys"
+            if key not in section:
+                return f"{name}: {where} has no key {key!r}; its keys are {', '.join(section)}"
+            section, where = section[key], f"{where}.{key}"
+    return None
