@@ -63,7 +63,7 @@ def test_train_then_evaluate(tmp_path):
 @pytest.mark.parametrize(
     "argument, words",
     [
-        ("--config.optimiser.momentum=0.9", ["config has no key 'optimiser'; its keys are augment"]),
+        ("--config.optimiser.momentum=0.9", ["has no key 'optimiser'; its keys are augment"]),
         ("--config.optimizer.momentumm=0.9", ["config.optimizer has no key 'momentumm'", "decay"]),
         ("--config.seed.x=1", ["config.seed is 0 and has no keys"]),
         ("--config.model.name=resnest51", ["unknown model 'resnest51'", "resnest50"]),
