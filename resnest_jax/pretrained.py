@@ -141,6 +141,7 @@ def save_weights(variables: Mapping, model: ResNeSt, path: str | os.PathLike) ->
         buffer = io.BytesIO()
         torch.save({key: torch.tensor(value) for key, value in state_dict.items()}, buffer)
         content = buffer.getbuffer()
+    _check_parent(path)
     try:
         replace_file(path, content)
     except OSError as error:
@@ -308,10 +309,14 @@ def _new_head(model: ResNeSt, rng: jax.Array) -> dict:
     return jax.jit(lambda: model.init(rng, images)["params"]["head"])()
 
 
-def _temporary(path: Path) -> Path:
-    """Where to write what is then moved to the path."""
+def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: {path.parent} is no directory")
+
+
+def _temporary(path: Path) -> Path:
+    """Where to write what is then moved to the path."""
+    _check_parent(path)
     return path.with_name(f".{path.name}.tmp")
 
 
