@@ -132,7 +132,7 @@ def _draw_map(axes: Axes, cam: np.ndarray) -> None:
         cmap="turbo",
         vmin=0,
         vmax=1,
-        alpha=0.5,
+        alpha=0.65 * strength,
         interpolation="bicubic",
     )
 
