@@ -188,6 +188,7 @@ def test_evaluate_gives_the_same_number(whole_run):
     again = runs.evaluate(workdir)
     assert {key: summary[key] for key in again} == again
     best = runs.evaluate(workdir, "best")
+    assert best["step"] == summary["best_step"]
     assert (
         best["eval_top1"]
         == summary["best_eval_top1"]

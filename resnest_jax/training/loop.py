@@ -179,7 +179,8 @@ class _Window:
 def _summarise(task: Task, state: TrainState, workdir: Path, seconds: float) -> dict:
     """The last and the best evaluation, as metrics.jsonl has them."""
     evaluations = [line for line in read_metrics(workdir) if task.best_metric in line]
-    best = max(evaluations, key=lambda line: line[task.best_metric])
+    # The last of equals, as the checkpoints keep it.
+    best = max(reversed(evaluations), key=lambda line: line[task.best_metric])
     return {
         "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         **evaluations[-1],
