@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
+from experiments.timing import random_variables, time_calls
 from resnest_jax import commands, create_model, fold
 
 MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.")
@@ -23,25 +23,6 @@ IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images.", lowe
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images a call.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.")
-
-WARM_UP = 2  # rounds that are not
-
-
-def random_variables(model, images: jax.Array) -> dict:
-    """Variables of a trained model's scale: no zeros, statistics unlike those of the start."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        noise = rng.standard_normal(leaf.shape, np.float32)
-        if leaf.ndim > 1:
-            return noise * np.sqrt(2 / np.prod(leaf.shape[:-1]), dtype=np.float32)
-        if path[-1].key in ("scale", "var"):
-            # The last norm of a block is kept small, or the sum over the blocks would overflow.
-            return np.exp(0.1 * noise) * (0.1 if path[-2].key == "bn3" else 1)
-        return 0.1 * noise
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def rivals(model, images: jax.Array) -> dict[str, tuple]:
@@ -63,20 +44,6 @@ def compile_all(modules: dict[str, tuple], images: jax.Array) -> dict[str, tuple
 
         compiled[name] = call, seconds
     return compiled
-
-
-def time_calls(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, the order turned from round to round."""
-    seconds = {name: [] for name in calls}
-    names = list(calls)
-    for i in range(WARM_UP + repeats):
-        for name in names if i % 2 else names[::-1]:
-            begun = time.perf_counter()
-            calls[name]()
-            elapsed = time.perf_counter() - begun
-            if i >= WARM_UP:
-                seconds[name].append(elapsed)
-    return seconds
 
 
 def table(seconds: dict[str, list[float]], compiling: dict[str, float], images: int) -> str:

@@ -1,0 +1,40 @@
+"""What the experiments that time models share: weights to time with, and taking turns."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+WARM_UP = 2  # rounds that are not timed
+
+
+def random_variables(model, images: jax.Array) -> dict:
+    """Variables of a trained model's scale: no zeros, statistics unlike those of the start."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if leaf.ndim > 1:
+            return noise * np.sqrt(2 / np.prod(leaf.shape[:-1]), dtype=np.float32)
+        if path[-1].key in ("scale", "var"):
+            # The last norm of a block is kept small, or the sum over the blocks would overflow.
+            return np.exp(0.1 * noise) * (0.1 if path[-2].key == "bn3" else 1)
+        return 0.1 * noise
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
+
+
+def time_calls(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call in every round, the order turned from round to round."""
+    seconds = {name: [] for name in calls}
+    names = list(calls)
+    for i in range(WARM_UP + repeats):
+        for name in names if i % 2 else names[::-1]:
+            begun = time.perf_counter()
+            calls[name]()
+            elapsed = time.perf_counter() - begun
+            if i >= WARM_UP:
+                seconds[name].append(elapsed)
+    return seconds
