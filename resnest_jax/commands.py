@@ -1,30 +1,47 @@
 """What the commands share: how they start, and how they say what was wrong."""
 
+import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
-from resnest_jax.errors import DivergenceError, InputError
+from resnest_jax.errors import DivergenceError, InputError, PreemptedError, StorageError
 
 
 def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> None:
-    """Run a command to its exit code; bad input becomes one line on stderr and exit code 1.
+    """Run a command to its exit code; what goes wrong becomes one line on stderr, exit code 1.
+
+    A run that was told to stop exits with 143, as SIGTERM itself would have it.
 
     ``arguments``: whether it takes any besides its options.
     """
     try:
         app.run(main, flags_parser=partial(_parse, arguments=arguments))
-    except (InputError, DivergenceError) as error:
+    except PreemptedError as error:
+        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGTERM)
+    except (InputError, DivergenceError, StorageError) as error:
         fail(error)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        fail(
+            f"another process of the run has failed or was killed; the same command goes on from "
+            f"the last checkpoint ({error})"
+        )
 
 
 def fail(error: object) -> None:
     """Print one line and leave."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(1)  # at once: leaving in order waits for processes that may be gone
     sys.exit(1)
 
 

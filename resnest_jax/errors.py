@@ -6,4 +6,12 @@ class InputError(ValueError):
 
 
 class DivergenceError(RuntimeError):
-    """Training ran into a value that is not finite; the message names the step."""
+    """Training ran into a value that is not finite; the message names step and records."""
+
+
+class StorageError(RuntimeError):
+    """Something could not be written, a full disk for instance; what was whole before still is."""
+
+
+class PreemptedError(RuntimeError):
+    """The run was told to stop, and has stored all that it needs to go on."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from resnest_jax import commands, runs
+from resnest_jax.training import processes
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Which one: last, best or a step.")
@@ -14,8 +15,10 @@ flags.mark_flags_as_required(["workdir"])
 
 def main(_: list[str]) -> None:
     """Evaluate what the flags name."""
+    processes.start()
     results = runs.evaluate(Path(WORKDIR.value).expanduser(), CHECKPOINT.value)
-    print(json.dumps(results, indent=2))
+    if processes.is_main():
+        print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

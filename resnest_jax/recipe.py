@@ -1,45 +1,69 @@
 """What a config describes: its keys, and the run built from them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
 from resnest_jax.data.batches import ImageBatches
+from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import create_model
+from resnest_jax.pretrained import load_pretrained
 from resnest_jax.tasks.classification import Classification
+from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.checkpoints import latest_step
-from resnest_jax.training.loop import Plan
 from resnest_jax.training.mesh import check_batch_size
 from resnest_jax.training.metrics import write_json
-from resnest_jax.training.optimizer import make_optimizer, make_schedule
+from resnest_jax.training.optimizer import make_optimizer, make_schedule, only_below
+from resnest_jax.training.processes import is_main
+from resnest_jax.training.programs import Plan
 
 # Keys of every recipe; those with a tuple are sections of these keys (None: any).
 KEYS: dict[str, tuple[str, ...] | None] = {
     "seed": (),
     "model": None,  # name, and fields of the model
+    "pretrained": ("weights", "train"),
     "dataset": (),
     "train_split": (),
     "eval_split": (),
     "image_size": (),
+    "eval_image_size": (),
+    "eval_crop": (),
     "batch_size": (),
     "epochs": (),
-    "label_smoothing": (),
-    "augment": ("shift", "flip", "mixup"),
+    "loss": ("name", "label_smoothing", "smooth_over"),
+    "augment": (
+        "crop",
+        "shift",
+        "flip",
+        "policy",
+        "policy_layers",
+        "policy_magnitude",
+        "jitter",
+        "lighting",
+        "erasing",
+        "repeats",
+    ),
+    "mix": ("mixup", "cutmix", "per_sample"),
     "optimizer": (
+        "name",
         "base_learning_rate",
         "warmup_epochs",
         "momentum",
         "nesterov",
         "weight_decay",
+        "ema_decay",
     ),
-    "loader": ("workers",),
+    "parallel": ("batch_norm", "accumulate", "shard_optimizer"),
+    "loader": ("workers", "max_unreadable"),
     "log_every_steps": (),
     "eval_every_epochs": (),
-    "checkpoint": ("keep_last",),
+    "checkpoint": ("keep_last", "every_steps"),
 }
 # Sections that change no result, so that a run may go on with other values.
 FREE_SECTIONS = ("loader", "checkpoint")
@@ -47,71 +71,156 @@ CONFIG = "config.json"
 
 
 class Run(NamedTuple):
-    """A run, ready to start."""
+    """A run, ready to start.
+
+    ``pretrained`` loads the variables that it starts from, None for new ones.
+    """
 
     task: Classification
     batches: ImageBatches
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     plan: Plan
+    pretrained: Callable[[], dict] | None
 
 
-def build(config: ConfigDict) -> Run:
+def build(config: ConfigDict, workdir: Path | None = None) -> Run:
     """Check the config and open everything that it names.
+
+    Args:
+      workdir: where the records that cannot be read are written down; None is nowhere.
 
     Raises:
       InputError: if a key is missing, unknown or out of range, or what it names is not there.
     """
     check_keys(config)
-    for key in ("epochs", "image_size", "log_every_steps", "eval_every_epochs"):
+    for key in ("epochs", "eval_image_size", "log_every_steps", "eval_every_epochs"):
         if config[key] <= 0:
             raise InputError(f"{key} must be positive; got {config[key]}")
-    check_batch_size(config.batch_size)
-    augment = config.augment.to_dict()
-    mixup_alpha = augment.pop("mixup")
-    model_fields = config.model.to_dict()
-    name = model_fields.pop("name")
-    create_model(name, **model_fields)  # before a data set is prepared for nothing
-    batches = ImageBatches(
-        config.dataset,
-        train_split=config.train_split,
-        eval_split=config.eval_split,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        **config.loader,
-        **augment,
+    _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
+    _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
+    check_batch_size(config.batch_size, config.parallel.accumulate)
+    model_fields = _model_fields(config)
+    create_model(**model_fields)  # before a data set is prepared for nothing
+    opened = open_dataset(
+        config.dataset, train_split=config.train_split, eval_split=config.eval_split
     )
-    num_classes = len(batches.class_names)
+    num_classes = len(opened.class_names)
     if model_fields.setdefault("num_classes", num_classes) != num_classes:
         raise InputError(
             f"model.num_classes is {model_fields['num_classes']}, but {config.dataset} has "
             f"{num_classes} classes; leave it out"
         )
-    task = Classification(
-        create_model(name, **model_fields),
-        num_classes,
-        config.image_size,
-        config.label_smoothing,
-        mixup_alpha,
+    steps_per_epoch = len(opened.train) / config.batch_size
+    image_sizes = _image_sizes(config, steps_per_epoch)
+    batches = ImageBatches(
+        opened,
+        image_sizes=image_sizes,
+        eval_image_size=config.eval_image_size,
+        eval_crop=config.eval_crop,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
+        **config.loader,
+        **config.augment,
     )
-    steps_per_epoch = batches.num_train / config.batch_size
-    optimizer = config.optimizer.to_dict()
+    optimizer, schedule = _optimizer(config, steps_per_epoch)
+    return Run(
+        _task(config, model_fields, image_sizes),
+        batches,
+        optimizer,
+        schedule,
+        _plan(config, steps_per_epoch),
+        _pretrained(config, model_fields),
+    )
+
+
+def _model_fields(config: ConfigDict) -> dict:
+    """What ``create_model`` takes: the section, and statistics of the batch norms' groups."""
+    fields = config.model.to_dict()
+    if "norm_groups" in fields:
+        raise InputError("model.norm_groups follows from parallel.batch_norm; leave it out")
+    if config.pretrained.train == "head" and fields.get("norm") != "frozen":
+        raise InputError("pretrained.train 'head' needs model.norm 'frozen'")
+    groups = jax.device_count() if config.parallel.batch_norm == "device" else 1
+    return fields | {"norm_groups": groups}
+
+
+def _image_sizes(config: ConfigDict, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:
+    """(first step, side) of the training images, from a side or from pairs (epoch, side)."""
+    sizes = config.image_size
+    pairs = [(0, sizes)] if isinstance(sizes, int) else [tuple(pair) for pair in sizes]
+    epochs = [epoch for epoch, _ in pairs]
+    rising = epochs[:1] == [0] and epochs == sorted(set(epochs))
+    if not rising or min(side for _, side in pairs) < 1:
+        raise InputError(
+            f"image_size must be a positive side or pairs (epoch, side) from epoch 0 on; {sizes=}"
+        )
+    return tuple((round(epoch * steps_per_epoch), side) for epoch, side in pairs)
+
+
+def _task(config: ConfigDict, model_fields: dict, image_sizes) -> Classification:
+    loss = config.loss.to_dict()
+    return Classification(
+        create_model(**model_fields),
+        model_fields["num_classes"],
+        image_sizes[0][1],
+        loss=loss.pop("name"),
+        mixing=Mixing(**config.mix, groups=model_fields["norm_groups"]),
+        **loss,
+    )
+
+
+def _optimizer(config: ConfigDict, steps_per_epoch: float):
+    section = config.optimizer.to_dict()
     schedule = make_schedule(
-        base_learning_rate=optimizer.pop("base_learning_rate"),
-        warmup_epochs=optimizer.pop("warmup_epochs"),
+        base_learning_rate=section.pop("base_learning_rate"),
+        warmup_epochs=section.pop("warmup_epochs"),
         epochs=config.epochs,
         batch_size=config.batch_size,
         steps_per_epoch=steps_per_epoch,
     )
-    plan = Plan(
+    if not 0 <= section.pop("ema_decay") < 1:
+        raise InputError(f"optimizer.ema_decay must be in [0, 1); got {config.optimizer.ema_decay}")
+    optimizer = make_optimizer(schedule, **section)
+    if config.pretrained.train == "head":
+        optimizer = only_below(optimizer, "head")
+    return optimizer, schedule
+
+
+def _plan(config: ConfigDict, steps_per_epoch: float) -> Plan:
+    if config.checkpoint.every_steps < 0:
+        raise InputError(
+            f"checkpoint.every_steps must not be negative; got {config.checkpoint.every_steps}"
+        )
+    return Plan(
+        seed=config.seed,
         total_steps=max(1, round(config.epochs * steps_per_epoch)),
         steps_per_epoch=steps_per_epoch,
+        batch_size=config.batch_size,
         log_every=config.log_every_steps,
         eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
-        batch_size=config.batch_size,
+        save_every=config.checkpoint.every_steps,
+        ema_decay=config.optimizer.ema_decay,
+        accumulate=config.parallel.accumulate,
+        shard_optimizer=config.parallel.shard_optimizer,
     )
-    return Run(task, batches, make_optimizer(schedule, **optimizer), schedule, plan)
+
+
+def _pretrained(config: ConfigDict, model_fields: dict) -> Callable[[], dict] | None:
+    """What loads the weights to start from."""
+    weights = config.pretrained.weights
+    if weights == "none":
+        return None
+    fields = dict(model_fields)
+    name = fields.pop("name")
+    source = None if weights == "published" else weights
+    return lambda: load_pretrained(name, source, **fields)[1]
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{field} must be one of {choices}; got {value!r}")
 
 
 def check_keys(config: ConfigDict) -> None:
@@ -144,7 +253,8 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if latest_step(workdir) is not None:
             _check_same(load_config(workdir), resolved, workdir)
-        write_json(workdir / CONFIG, resolved)
+        if is_main():
+            write_json(workdir / CONFIG, resolved)
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
 

@@ -7,48 +7,69 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
+from resnest_jax.errors import StorageError
 from resnest_jax.training.checkpoints import Checkpoints, latest_folder
 from resnest_jax.training.curves import plot_curves
-from resnest_jax.training.loop import fit, initial_state, make_evaluate
+from resnest_jax.training.loop import fit
 from resnest_jax.training.metrics import write_json
+from resnest_jax.training.processes import is_main
+from resnest_jax.training.programs import abstract_state, make_evaluate
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
     """Train what the config describes in ``workdir``, from its last checkpoint if it has one.
 
     Leaves ``config.json``, ``parameters.txt``, ``metrics.jsonl``, TensorBoard events,
-    ``checkpoints/``, ``curves.png`` and ``summary.json``, whose content it returns.
+    ``checkpoints/``, ``curves.png`` and ``summary.json``, whose content it returns (in the main
+    process; an empty one in others).
 
     Raises:
       InputError: if the config, the data set or the directory is not usable.
       DivergenceError: if loss or gradient turn non-finite; the last checkpoint is kept.
+      PreemptedError: after SIGTERM, once the step that was under way is stored.
+      StorageError: if the disk is full; the last whole checkpoint is kept.
     """
-    run = recipe.build(config)
+    run = recipe.build(config, workdir)
     recipe.claim_workdir(workdir, config)
-    variables = jax.eval_shape(run.task.init, jax.random.key(0))
-    overview = parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
-    (workdir / "parameters.txt").write_text(overview + "\n")
+    try:
+        with _checkpoints(run, config, workdir) as checkpoints:
+            if is_main():
+                _describe(run, config, workdir)
+            summary = fit(
+                run.task,
+                run.batches,
+                run.optimizer,
+                run.schedule,
+                run.plan,
+                checkpoints,
+                workdir,
+                run.pretrained,
+            )
+        if is_main():
+            summary = {"model": config.model.name, **summary}
+            plot_curves(workdir)
+            write_json(workdir / "summary.json", summary)
+    except OSError as error:
+        raise StorageError(f"workdir {workdir} cannot be written: {error}") from error
+    return summary
+
+
+def _describe(run: recipe.Run, config: ConfigDict, workdir: Path) -> None:
+    """Write the table of parameters; say what is about to run."""
+    (workdir / "parameters.txt").write_text(parameter_table(run) + "\n")
     print(
         f"{config.model.name} on {config.dataset}: {run.batches.num_train} images to train on, "
         f"{run.batches.num_eval} to evaluate; {run.plan.total_steps} steps of "
-        f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)",
+        f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s) of "
+        f"{jax.process_count()} process(es)",
         flush=True,
     )
-    with _checkpoints(run, config, workdir) as checkpoints:
-        summary = fit(
-            run.task,
-            run.batches,
-            run.optimizer,
-            run.schedule,
-            run.plan,
-            checkpoints,
-            workdir,
-            config.seed,
-        )
-    summary = {"model": config.model.name, **summary}
-    plot_curves(workdir)
-    write_json(workdir / "summary.json", summary)
-    return summary
+
+
+def parameter_table(run: recipe.Run) -> str:
+    """Name, shape and size of every parameter."""
+    variables = jax.eval_shape(run.task.init, jax.random.key(0))
+    return parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
 
 
 def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
@@ -61,11 +82,12 @@ def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
     run = recipe.build(config)
     latest_folder(workdir)  # there must be one
     with _checkpoints(run, config, workdir) as checkpoints:
-        state = initial_state(run.task, run.optimizer, config.seed)
+        state = abstract_state(run.task, run.optimizer, run.plan)
         state, _ = checkpoints.restore(state, checkpoint)
     results = make_evaluate(run.task, run.batches)(state)
     return {"model": config.model.name, "step": int(state.step), **results}
 
 
 def _checkpoints(run: recipe.Run, config: ConfigDict, workdir: Path) -> Checkpoints:
-    return Checkpoints(workdir, best_metric=run.task.best_metric, **config.checkpoint)
+    keep_last = config.checkpoint.keep_last
+    return Checkpoints(workdir, best_metric=run.task.best_metric, keep_last=keep_last)

@@ -7,6 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from resnest_jax import commands, runs
+from resnest_jax.training import processes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
@@ -17,8 +18,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_: list[str]) -> None:
     """Train what the flags name."""
+    processes.start()
     summary = runs.train(CONFIG.value, Path(WORKDIR.value).expanduser())
-    print(json.dumps(summary, indent=2))
+    if processes.is_main():
+        print(json.dumps(summary, indent=2))
 
 
 if __name__ == "__main__":

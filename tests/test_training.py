@@ -14,9 +14,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import resnest_jax
 from resnest_jax import recipe, runs
 from resnest_jax.errors import DivergenceError, InputError
-from resnest_jax.tasks.classification import Classification, mixup
+from resnest_jax.tasks.classification import Classification
+from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.metrics import MetricsWriter, read_metrics
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
+from resnest_jax.training.programs import abstract_state
 from resnest_jax.training.state import create_state, make_train_step
 
 
@@ -55,7 +57,7 @@ def test_optimizer_against_numpy():
     }
     params = jax.tree.map(np.float32, params)
     optimizer = make_optimizer(
-        lambda step: 0.1 / (step + 1), momentum=0.9, nesterov=True, weight_decay=0.01
+        lambda step: 0.1 / (step + 1), name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01
     )
     state, actual = optimizer.init(params), params
     expected = jax.tree.map(np.float64, params)
@@ -72,24 +74,6 @@ def test_optimizer_against_numpy():
                 step_size = 0.1 / (step + 1)
                 leaves[name] = leaves[name] - step_size * (gradient + 0.9 * momentum[layer][name])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), actual, expected)
-
-
-def test_mixup():
-    """Both images and targets are the same blend with the reversed batch; weights are Beta."""
-    images = np.arange(6.0).reshape(6, 1, 1, 1)
-    targets = np.eye(6)
-    weights = []
-    for seed in range(300):
-        mixed, labels = mixup(jax.random.key(seed), images, targets, 0.2)
-        weight = float(labels[0, 0])
-        np.testing.assert_allclose(labels, weight * targets + (1 - weight) * targets[::-1])
-        np.testing.assert_allclose(
-            mixed, weight * images + (1 - weight) * images[::-1], rtol=1e-5, atol=1e-5
-        )
-        weights.append(weight)
-    variance = 0.25 / (2 * 0.2 + 1)  # of Beta(a, a)
-    np.testing.assert_allclose(np.mean(weights), 0.5, atol=0.1)
-    np.testing.assert_allclose(np.var(weights), variance, rtol=0.2)
 
 
 def test_loss_against_numpy():
@@ -132,8 +116,10 @@ def test_evaluation_counts_masked_images_once():
 
 def test_eight_devices_equal_one():
     """Losses, gradients, statistics and parameters, to float32 rounding."""
-    task = tiny_task(label_smoothing=0.1, mixup_alpha=0.2)
-    optimizer = make_optimizer(lambda step: 0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    task = tiny_task(label_smoothing=0.1, mixing=Mixing(mixup=0.2))
+    optimizer = make_optimizer(
+        lambda step: 0.05, name="sgd", momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
     results = []
     for count in (1, 8):
         devices = jax.devices()[:count]
@@ -154,8 +140,8 @@ def state_of(workdir, config):
     """The stored state as arrays."""
     run = recipe.build(config)
     with runs._checkpoints(run, config, workdir) as checkpoints:
-        initial = runs.initial_state(run.task, run.optimizer, config.seed)
-        return jax.device_get(checkpoints.restore(initial)[0])
+        state = abstract_state(run.task, run.optimizer, run.plan)
+        return jax.device_get(checkpoints.restore(state)[0])
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +226,8 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
     config.optimizer.weight_decay = 1e15
     with pytest.raises(DivergenceError, match=r"step \d+: (loss|grad_norm) is (nan|inf)"):
         runs.train(config, tmp_path)
+    written = json.loads((tmp_path / "divergence_0.json").read_text())
+    assert len(written["records"]) == 240
     for line in read_metrics(tmp_path):
         assert all(math.isfinite(value) for value in line.values())
 
@@ -251,8 +239,8 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
         ({"batch_size": 2000}, "batch_size 2000 must not exceed the 1437 training images"),
         ({"epochs": 0.0}, "epochs must be positive"),
         ({"augment__shift": 0.7}, r"augment.shift must be in \[0, 0.5\]"),
-        ({"augment__mixup": -0.1}, "augment.mixup must not be negative"),
-        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
+        ({"mix__mixup": -0.1}, "mix.mixup must not be negative"),
+        ({"loss__label_smoothing": 1.0}, r"loss.label_smoothing must be in \[0, 1\)"),
         ({"optimizer__momentum": 1.0}, r"optimizer.momentum must be in \[0, 1\)"),
         ({"optimizer__weight_decay": -1.0}, "optimizer.weight_decay must not be negative"),
         ({"optimizer__base_learning_rate": 0.0}, "base_learning_rate must be positive"),

@@ -1,4 +1,4 @@
-"""Image classification: inputs, mixup, loss and metrics around a model that returns logits."""
+"""Image classification: inputs, loss and metrics around a model that returns logits."""
 
 import dataclasses
 
@@ -9,10 +9,14 @@ import numpy as np
 import optax
 
 from resnest_jax.errors import InputError
+from resnest_jax.tasks.mixing import Mixing
 
 # Of ImageNet's training images, RGB in 0..255; published weights expect them.
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+LOSSES = ("softmax", "sigmoid")
+SMOOTHINGS = ("all", "others")
 
 
 def normalize(images: jax.Array) -> jax.Array:
@@ -20,15 +24,16 @@ def normalize(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) - MEAN[None, None, None]) / STD[None, None, None]
 
 
-def mixup(
-    rng: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array]:
-    """Mix every image and target with those of the reversed batch, as the authors' code does.
+def smooth_targets(labels: jax.Array, num_classes: int, mass: float, over: str) -> jax.Array:
+    """Labels (B,) -> targets (B, num_classes), float32, with ``mass`` taken from the true class.
 
-    One weight a batch, from Beta(alpha, alpha); the paper (section 5.1) has one a sample.
+    It is spread over ``all`` classes, the true one included (the authors' code), or over the
+    ``others`` (ResNeSt paper, section 5.1).
     """
-    weight = jax.random.beta(rng, alpha, alpha)
-    return tuple(weight * x + (1 - weight) * x[::-1] for x in (images, targets))
+    targets = jax.nn.one_hot(labels, num_classes)
+    if over == "others":
+        return targets * (1 - mass) + (1 - targets) * (mass / (num_classes - 1))
+    return optax.smooth_labels(targets, mass)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,42 +43,50 @@ class Classification:
     Attributes:
       model: a module from normalised images (B, H, W, 3) to logits (B, num_classes).
       image_size: side in pixels of the images it is initialised with.
-      label_smoothing: mass spread over all classes, the true one included (the authors' code;
-        the paper spreads it over the others).
-      mixup_alpha: parameter of mixup's Beta distribution; 0 is no mixup.
+      loss: ``softmax`` cross-entropy, or ``sigmoid``: binary cross-entropy, mean over classes
+        (arXiv 2110.00476).
+      label_smoothing: mass taken from the true class.
+      smooth_over: which classes get it, see ``smooth_targets``.
+      mixing: mixup and cutmix.
 
     Raises:
-      InputError: if a number is out of range.
+      InputError: if a field is out of range.
     """
 
     model: nn.Module
     num_classes: int
     image_size: int
+    loss: str = "softmax"
     label_smoothing: float = 0.0
-    mixup_alpha: float = 0.0
+    smooth_over: str = "all"
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)
 
     best_metric = "eval_top1"
 
     def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise InputError(f"loss.name must be one of {LOSSES}; got {self.loss!r}")
+        if self.smooth_over not in SMOOTHINGS:
+            raise InputError(f"loss.smooth_over must be one of {SMOOTHINGS}; {self.smooth_over=}")
         if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing must be in [0, 1); got {self.label_smoothing}")
-        if self.mixup_alpha < 0:
-            raise InputError(f"augment.mixup must not be negative; got {self.mixup_alpha}")
+            raise InputError(f"loss.label_smoothing must be in [0, 1); got {self.label_smoothing}")
 
     def init(self, rng: jax.Array) -> dict:
         """Variables of the model."""
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         return self.model.init(rng, images)
 
+    def inputs(self, rng: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """What the network is trained on: normalised images, and targets (B, num_classes)."""
+        targets = smooth_targets(
+            batch["label"], self.num_classes, self.label_smoothing, self.smooth_over
+        )
+        return self.mixing(rng, normalize(batch["image"]), targets)
+
     def loss_fn(self, params, batch_stats, batch, rng, progress) -> tuple[jax.Array, dict]:
-        """Mean cross-entropy of a uint8 batch, and the new batch statistics."""
-        mixup_rng, dropout_rng = jax.random.split(rng)
-        images = normalize(batch["image"])
-        targets = jax.nn.one_hot(batch["label"], self.num_classes)
-        if self.label_smoothing:
-            targets = optax.smooth_labels(targets, self.label_smoothing)
-        if self.mixup_alpha:
-            images, targets = mixup(mixup_rng, images, targets, self.mixup_alpha)
+        """Mean loss of a uint8 batch, and the new batch statistics."""
+        mixing_rng, dropout_rng = jax.random.split(rng)
+        images, targets = self.inputs(mixing_rng, batch)
         logits, updates = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -82,8 +95,11 @@ class Classification:
             mutable=["batch_stats"],
             rngs={"dropout": dropout_rng},
         )
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, updates["batch_stats"]
+        if self.loss == "sigmoid":
+            losses = optax.sigmoid_binary_cross_entropy(logits, targets)
+        else:
+            losses = optax.softmax_cross_entropy(logits, targets)
+        return losses.mean(), updates["batch_stats"]
 
     def eval_fn(self, params, batch_stats, batch) -> dict[str, jax.Array]:
         """Sums over the images that the mask keeps: loss, top-1 and top-5 hits, count."""

@@ -1,5 +1,7 @@
 """Checkpoints of a run in DIR/checkpoints: the best and the last few, written asynchronously."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -7,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from resnest_jax.errors import InputError
+from resnest_jax.errors import InputError, PreemptedError, StorageError
 from resnest_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -25,8 +27,15 @@ class Checkpoints:
 
         policies = [
             checkpoint_managers.LatestN(keep_last),
-            checkpoint_managers.BestN(get_metric_fn=metric, n=1),
+            checkpoint_managers.BestN(
+                get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
+            ),
         ]
+        # One device writes what all have. To let each write a part, Orbax would compile a slice for
+        # every array: seconds at the first save, for nothing at the size of these networks.
+        ocp.type_handlers.register_type_handler(
+            jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+        )
         options = ocp.CheckpointManagerOptions(
             best_fn=metric,  # without it the metrics are not stored
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -37,28 +46,56 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, *_) -> None:
+        stored = kind is None or issubclass(kind, PreemptedError)  # else that error comes first
+        with self._storage_errors() if stored else contextlib.suppress(Exception):
+            self._manager.close()
 
-    def save(self, state: TrainState, metrics: dict[str, float], seconds: float) -> None:
-        """Write the state, with the metrics it reached and the seconds it took, at its step."""
+    def save(self, state: TrainState, metrics: dict[str, float] | None, progress: dict) -> None:
+        """Begin to write the state at its step, with what an evaluation gave if there was one.
+
+        ``progress`` is JSON that ``restore`` gives back.
+
+        Raises:
+          StorageError: if this or the save before it failed.
+        """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave({"seconds": seconds})
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
         )
-        self._manager.save(int(state.step), args=args, metrics=metrics)
+        with self._storage_errors():
+            self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
 
-    def restore(self, state: TrainState, which: str = "last") -> tuple[TrainState, float]:
-        """The stored state, laid out like ``state``, and its seconds of training.
+    def check(self) -> None:
+        """Raise StorageError if writing in the background has failed."""
+        with self._storage_errors():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax's storage layers raise many kinds
+            workdir = self._manager.directory.parent
+            raise StorageError(
+                f"a checkpoint could not be written to {self._manager.directory}: {error}; the "
+                f"last whole one is of step {latest_step(workdir)}"
+            ) from error
+
+    def any(self) -> bool:
+        """Whether there is a checkpoint to restore."""
+        return self._manager.latest_step() is not None
+
+    def restore(self, state: TrainState, which: str = "last") -> tuple[TrainState, dict]:
+        """The stored state, laid out like ``state``, and the progress saved with it.
 
         Args:
-          which: ``last``, ``best`` or a step; ``last`` without any checkpoint gives ``state``.
+          state: as the stored one, abstract or not.
+          which: ``last``, ``best`` or a step.
 
         Raises:
           InputError: if there is no such checkpoint.
         """
         steps = sorted(self._manager.all_steps())
-        if which == "last" and not steps:
-            return state, 0.0
         step = self._find(which, steps)
         if step not in steps:
             raise InputError(f"no checkpoint {which!r} in {self._manager.directory}; {steps=}")
@@ -67,11 +104,11 @@ class Checkpoints:
             progress=ocp.args.JsonRestore(),
         )
         restored = self._manager.restore(step, args=args)
-        return restored.state, restored.progress["seconds"]
+        return restored.state, restored.progress
 
     def _find(self, which: str, steps: list[int]) -> int | None:
         if which == "last":
-            return max(steps)
+            return max(steps, default=None)
         if which == "best":
             return self._manager.best_step()
         return int(which) if which.isdecimal() else None
@@ -107,7 +144,8 @@ def save_variables(folder: Path, variables: dict) -> None:
 def restore_variables(folder: Path) -> dict:
     """``{"params", "batch_stats"}`` of what is stored in a folder, as NumPy arrays.
 
-    Of a run's state nothing else is read, so that neither data set nor optimiser is needed.
+    Of a run's state the moving average if it has one; nothing else is read, so that neither data
+    set nor optimiser is needed.
 
     Raises:
       InputError: if they are not there.
@@ -116,9 +154,13 @@ def restore_variables(folder: Path) -> dict:
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
-            wanted = {name: stored[name] for name in ("params", "batch_stats")}
+            averaged = bool(stored.get("ema"))
+            source = stored["ema"] if averaged else stored
+            wanted = {name: source[name] for name in ("params", "batch_stats")}
         except (AttributeError, KeyError, FileNotFoundError):
             raise InputError(f"{folder} holds no params and batch_stats") from None
+        wanted = {"ema": wanted} if averaged else wanted
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-        return checkpointer.restore(folder, args=args)
+        restored = checkpointer.restore(folder, args=args)
+        return restored["ema"] if averaged else restored

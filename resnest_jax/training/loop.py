@@ -3,54 +3,28 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 import optax
 
-from resnest_jax.errors import DivergenceError
+from resnest_jax.errors import DivergenceError, PreemptedError
 from resnest_jax.training.checkpoints import Checkpoints
-from resnest_jax.training.mesh import make_mesh, replicated, shard
-from resnest_jax.training.metrics import MetricsWriter, Progress, read_metrics
-from resnest_jax.training.state import LossFn, Metrics, TrainState, create_state, make_train_step
-
-HostBatch = dict[str, np.ndarray]
-
-
-class Task(Protocol):
-    """What the loop needs to know of a task."""
-
-    best_metric: str  # the evaluation metric, higher is better, by which checkpoints are kept
-    loss_fn: LossFn
-
-    def init(self, rng: jax.Array) -> dict:
-        """Variables of the model."""
-
-    def eval_fn(self, params, batch_stats, batch) -> Metrics:
-        """Sums over the images of a batch whose mask is true, ``count`` among them."""
-
-
-class Batches(Protocol):
-    """What the loop needs to know of the data."""
-
-    def train(self, start_step: int) -> Iterator[HostBatch]:
-        """Endless batches from a step on."""
-
-    def eval(self) -> Iterator[HostBatch]:
-        """One pass over the evaluation images."""
-
-
-class Plan(NamedTuple):
-    """The length of a run and its rhythm, in steps."""
-
-    total_steps: int
-    steps_per_epoch: float
-    log_every: int
-    eval_every: int
-    batch_size: int
+from resnest_jax.training.mesh import make_mesh, shard
+from resnest_jax.training.metrics import MetricsWriter, Progress, read_metrics, write_json
+from resnest_jax.training.processes import Preemption, is_main
+from resnest_jax.training.programs import (
+    Batches,
+    Plan,
+    Task,
+    abstract_state,
+    initial_state,
+    jit_train_step,
+    make_evaluate,
+)
+from resnest_jax.training.state import Metrics, TrainState
 
 
 def fit(
@@ -61,28 +35,31 @@ def fit(
     plan: Plan,
     checkpoints: Checkpoints,
     workdir: Path,
-    seed: int,
+    pretrained: Callable[[], dict] | None = None,
 ) -> dict:
     """Train to the end of the plan, from the last checkpoint on; returns the summary.
 
-    Writes metrics and checkpoints below ``workdir``.
+    Writes metrics and checkpoints below ``workdir``. Without a checkpoint it starts from the
+    variables that ``pretrained`` gives, or from new ones.
 
     Raises:
       DivergenceError: at a loss or gradient that is not finite; the last checkpoint stays.
+      PreemptedError: after SIGTERM, with the step that was under way finished and stored.
+      StorageError: if a checkpoint cannot be written; the last whole one stays.
     """
     mesh = make_mesh()
-    state, seconds = checkpoints.restore(initial_state(task, optimizer, seed))
-    train_step = jax.jit(
-        make_train_step(task.loss_fn, optimizer, seed, plan.total_steps),
-        out_shardings=replicated(mesh),
-        donate_argnums=0,
-    )
+    if checkpoints.any():
+        state, progress = checkpoints.restore(abstract_state(task, optimizer, plan))
+    else:
+        state, progress = initial_state(task, optimizer, plan, pretrained), {}
+    train_step = jit_train_step(task, optimizer, plan)
     evaluate = make_evaluate(task, batches)
     start = int(state.step)
-    begun = time.perf_counter() - seconds
-    window = _Window(plan, schedule)
-    progress = Progress(start, plan.total_steps)
+    begun = time.perf_counter() - progress.get("seconds", 0.0)
+    window = _Window(plan, schedule, progress.get("window", []), _diverged(batches, workdir))
+    console = Progress(start, plan.total_steps)
     with (
+        Preemption() as preemption,
         MetricsWriter(workdir, start) as writer,
         contextlib.closing(batches.train(start_step=start)) as stream,
     ):
@@ -94,67 +71,80 @@ def fit(
                 values, rate = window.close(step)
                 writer.write(step, values)
                 writer.write_tensorboard(step, {"images_per_second": rate})
-                progress.show(step, loss=f"{values['loss']:.4f}", rate=f"{rate:.0f} images/s")
+                console.show(step, loss=f"{values['loss']:.4f}", rate=f"{rate:.0f} images/s")
+                checkpoints.check()
+            results = None
             if ends:
                 results = evaluate(state)
                 writer.write(step, {"epoch": window.epoch(step), **results})
-                progress.show(step, **{name: f"{value:.4f}" for name, value in results.items()})
-                checkpoints.save(state, results, time.perf_counter() - begun)
+                console.show(step, **{name: f"{value:.4f}" for name, value in results.items()})
+            preempted = preemption.reached(step)
+            if ends or preempted or (plan.save_every and step % plan.save_every == 0):
+                seconds = time.perf_counter() - begun
+                kept = {"seconds": seconds, "window": window.snapshot()}
+                checkpoints.save(state, results, kept)
                 window.restart_clock()
-    return _summarise(task, state, workdir, time.perf_counter() - begun)
+            if preempted and step < plan.total_steps:
+                raise PreemptedError(
+                    f"told to stop after step {step} of {plan.total_steps}, which is stored; "
+                    "the same command goes on from there"
+                )
+    return _summarise(task, state, workdir, time.perf_counter() - begun) if is_main() else {}
 
 
-def initial_state(task: Task, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step, made on every device."""
-    # Steps fold in 0, 1, ...: the last number is free for this.
-    rng = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-    create = jax.jit(
-        lambda rng: create_state(task.init(rng), optimizer), out_shardings=replicated(make_mesh())
-    )
-    return create(rng)
+def _diverged(batches: Batches, workdir: Path) -> Callable[[int, dict], DivergenceError]:
+    """What makes the error of a step whose metrics are not finite, and writes its records down."""
 
+    def diverged(step: int, bad: dict[str, float]) -> DivergenceError:
+        path = workdir / f"divergence_{jax.process_index()}.json"
+        keys = batches.train_keys(step - 1)
+        write_json(path, {"step": step, "records": keys})
+        found = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        return DivergenceError(
+            f"step {step}: {found}; its {len(keys)} records ({', '.join(keys[:2])}, ...) are "
+            f"listed in {path}; the last checkpoint is kept; lower the learning rate"
+        )
 
-def make_evaluate(task: Task, batches: Batches) -> Callable[[TrainState], dict[str, float]]:
-    """``evaluate(state)``: means over every evaluation image, under names ``eval_...``."""
-    mesh = make_mesh()
-    eval_step = jax.jit(task.eval_fn, out_shardings=replicated(mesh))
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        for batch in batches.eval():
-            output = eval_step(state.params, state.batch_stats, shard(batch, mesh))
-            for name, value in jax.device_get(output).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        count = sums.pop("count")
-        return {f"eval_{name}": value / count for name, value in sums.items()}
-
-    return evaluate
+    return diverged
 
 
 class _Window:
     """Metrics since the last line, read from the device one step late so that it never waits."""
 
-    def __init__(self, plan: Plan, schedule: optax.Schedule):
-        self._plan, self._schedule = plan, schedule
+    def __init__(
+        self,
+        plan: Plan,
+        schedule: optax.Schedule,
+        values: list[dict[str, float]],
+        diverged: Callable[[int, dict], DivergenceError],
+    ):
+        self._plan, self._schedule, self._diverged = plan, schedule, diverged
         self._pending: tuple[int, Metrics] | None = None
-        self._values: list[dict[str, float]] = []
+        self._values = values
+        self._timed = 0
         self.restart_clock()
 
     def epoch(self, step: int) -> float:
         return round(step / self._plan.steps_per_epoch, 4)
 
     def restart_clock(self) -> None:
+        self._timed = 0
         self._begun = time.perf_counter()
 
     def add(self, step: int, metrics: Metrics) -> None:
         self._read()
         self._pending = (step, metrics)
 
+    def snapshot(self) -> list[dict[str, float]]:
+        """All since the last line, for a run that goes on from here."""
+        self._read()
+        return self._values
+
     def close(self, step: int) -> tuple[dict[str, float], float]:
         """Means since the last call, and the images a second."""
         self._read()
         values = {name: np.mean([v[name] for v in self._values]) for name in self._values[0]}
-        rate = len(self._values) * self._plan.batch_size / (time.perf_counter() - self._begun)
+        rate = self._timed * self._plan.batch_size / (time.perf_counter() - self._begun)
         self._values = []
         self.restart_clock()
         # The rate that the last of these steps used.
@@ -168,11 +158,9 @@ class _Window:
         step, metrics = self._pending
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
-            found = ", ".join(f"{name} is {value}" for name, value in bad.items())
-            raise DivergenceError(
-                f"step {step}: {found}; the last checkpoint is kept; lower the learning rate"
-            )
+            raise self._diverged(step, bad)
         self._values.append(values)
+        self._timed += 1
         self._pending = None
 
 

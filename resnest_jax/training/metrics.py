@@ -8,6 +8,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from resnest_jax.files import replace_file
+from resnest_jax.training.processes import is_main
 
 METRICS = "metrics.jsonl"
 
@@ -25,7 +26,7 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 class MetricsWriter:
-    """Writes metrics by step to all sinks; a context manager.
+    """Writes metrics by step to all sinks, in the main process; a context manager.
 
     metrics.jsonl holds only what follows from the config and the seed, so that two runs can be
     compared line by line; rates go to TensorBoard and the console.
@@ -33,6 +34,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start_step: int):
         """Open the sinks and forget what lies past ``start_step``: it will be done again."""
+        self._file = self._tensorboard = None
+        if not is_main():
+            return
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         replace_file(workdir / METRICS, text.encode())
@@ -43,18 +47,20 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        if is_main():
+            self._file.close()
+            self._tensorboard.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write one line of metrics.jsonl and the same to TensorBoard."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        if is_main():
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
         self.write_tensorboard(step, metrics)
 
     def write_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
         """Write what differs from run to run, such as rates."""
-        for name, value in metrics.items():
+        for name, value in metrics.items() if is_main() else ():
             self._tensorboard.add_scalar(name, value, step)
 
 
@@ -66,7 +72,9 @@ class Progress:
         self._begun = time.perf_counter()
 
     def show(self, step: int, **values: str) -> None:
-        """Print one line."""
+        """Print one line, in the main process."""
+        if not is_main():
+            return
         line = tqdm.format_meter(
             step,
             self._total,

@@ -1,9 +1,11 @@
-"""The paper's optimiser: Nesterov SGD, linear warm-up, cosine, decay of kernels only."""
+"""Optimisers and schedule of the recipes: SGD of the paper, LAMB; decay of kernels only."""
 
 import jax
 import optax
 
 from resnest_jax.errors import InputError
+
+OPTIMIZERS = ("sgd", "lamb")
 
 
 def make_schedule(
@@ -36,23 +38,52 @@ def make_schedule(
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, momentum: float, nesterov: bool, weight_decay: float
+    schedule: optax.Schedule,
+    *,
+    name: str,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
 ) -> optax.GradientTransformation:
-    """SGD with decay added to the gradient before momentum: coupled, as the reference has it.
+    """The optimiser ``sgd`` or ``lamb``, by name.
+
+    SGD adds the decay to the gradient before momentum: coupled, as the reference has it. LAMB
+    (arXiv 1904.00962; ``momentum`` is its beta 1) clips the gradient to norm 1 and scales only
+    what decays by the trust ratio, as in the recipes of arXiv 2110.00476.
 
     Raises:
-      InputError: if the momentum is not in [0, 1) or the decay is negative.
+      InputError: if the name is unknown or a number is out of range.
     """
+    if name not in OPTIMIZERS:
+        raise InputError(f"optimizer.name must be one of {OPTIMIZERS}; got {name!r}")
     if not 0 <= momentum < 1:
         raise InputError(f"optimizer.momentum must be in [0, 1); got {momentum}")
     if weight_decay < 0:
         raise InputError(f"optimizer.weight_decay must not be negative; got {weight_decay}")
+    decay = optax.add_decayed_weights(weight_decay, mask=kernels)
+    if name == "sgd":
+        return optax.chain(decay, optax.sgd(schedule, momentum=momentum, nesterov=nesterov))
+    if nesterov:
+        raise InputError("optimizer.nesterov must be False with optimizer.name 'lamb'")
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=kernels),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b1=momentum, b2=0.999, eps=1e-6),
+        decay,
+        optax.masked(optax.scale_by_trust_ratio(), kernels),
+        optax.scale_by_learning_rate(schedule),
     )
 
 
 def kernels(params) -> dict:
     """Mask of what decays: convolution and dense kernels, no bias, no batch norm."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def only_below(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
+    """An optimiser of the parameters below one name at the top alone."""
+
+    def label(params):
+        return {key: "train" if key == name else "keep" for key in params}
+
+    transforms = {"train": optimizer, "keep": optax.set_to_zero()}
+    return optax.multi_transform(transforms, label)

@@ -1,0 +1,88 @@
+"""Mixup and cutmix of a batch, inside the jitted step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from resnest_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """Mixes every image, and its target, with its partner in the reversed batch.
+
+    Attributes:
+      mixup: a of mixup's Beta(a, a) (ResNeSt paper, section 5.1); 0 is none.
+      cutmix: a of cutmix's Beta(a, a) (arXiv 1905.04899): a box of the image comes from the
+        partner, and the targets are weighted by its area; 0 is none. With both, each draw takes
+        one or the other with probability one half.
+      per_sample: draw for each image, as the ResNeSt paper says, or once for the batch, as its
+        authors' code does.
+      groups: equal parts of the batch that are reversed each within itself, so that with one a
+        device no image crosses devices.
+
+    Raises:
+      InputError: if a parameter is negative; when called, if the groups do not divide the batch.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    per_sample: bool = False
+    groups: int = 1
+
+    def __post_init__(self):
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise InputError(f"mix.{name} must not be negative; got {getattr(self, name)}")
+
+    def __call__(
+        self, rng: jax.Array, images: jax.Array, targets: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(B, H, W, C) images and (B, classes) targets, mixed."""
+        if not (self.mixup or self.cutmix):
+            return images, targets
+        batch, height, width, _ = images.shape
+        if batch % self.groups:
+            raise InputError(f"{self.groups} parts must divide the batch of {batch} images to mix")
+        draws = batch if self.per_sample else 1
+        choice_rng, mixup_rng, cutmix_rng, box_rng = jax.random.split(rng, 4)
+        # own: the share of the image itself, by pixel (draws, H, W) and on the whole (draws,).
+        own = jnp.ones((draws, height, width))
+        if self.mixup:
+            weight = jax.random.beta(mixup_rng, self.mixup, self.mixup, (draws,))
+            own = own * weight[:, None, None]
+        if self.cutmix:
+            area = 1 - jax.random.beta(cutmix_rng, self.cutmix, self.cutmix, (draws,))
+            outside = 1 - random_boxes(box_rng, area, height, width)
+            cut = jax.random.bernoulli(choice_rng, 0.5 if self.mixup else 1.0, (draws,))
+            own = jnp.where(cut[:, None, None], outside, own)
+        share = own.mean((1, 2))
+        return (
+            self._blend(images, own[..., None].astype(images.dtype)),
+            self._blend(targets, share[:, None]),
+        )
+
+    def _blend(self, x: jax.Array, own: jax.Array) -> jax.Array:
+        parts = x.reshape(self.groups, -1, *x.shape[1:])
+        return own * x + (1 - own) * parts[:, ::-1].reshape(x.shape)
+
+
+def random_boxes(rng: jax.Array, area: jax.Array, height: int, width: int) -> jax.Array:
+    """1 inside a box of the image's shape, 0 outside: (draws, height, width).
+
+    ``area`` (draws,) is the fraction of the image that a box would cover were it whole; its
+    centre is uniform, and what lies outside of the image is lost.
+    """
+    centre_rng, other_rng = jax.random.split(rng)
+
+    def inside(rng, size):
+        side = jnp.floor(size * jnp.sqrt(area))
+        centre = jax.random.randint(rng, area.shape, 0, size)
+        start = jnp.clip(centre - side // 2, 0, size)[:, None]
+        end = jnp.clip(centre + side // 2, 0, size)[:, None]
+        at = jnp.arange(size)[None]
+        return ((at >= start) & (at < end)).astype(jnp.float32)
+
+    rows, columns = inside(centre_rng, height), inside(other_rng, width)
+    return rows[:, :, None] * columns[:, None, :]

@@ -1,0 +1,68 @@
+"""The processes of a run: how they find each other, and how they are told to stop."""
+
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from resnest_jax.errors import InputError
+
+# Set by hand, one process each; a cluster manager's own variables are found without them.
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def start() -> None:
+    """Join the other processes of the run, if there are any; call it before all other use of JAX.
+
+    They are found from SLURM's, Open MPI's or a TPU slice's environment, or from the three
+    variables above (``JAX_COORDINATOR_ADDRESS=HOST:PORT``). Local CPU devices talk through gloo.
+
+    Raises:
+      InputError: if only some of the three variables are set, or one is no number.
+    """
+    given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if name in os.environ}
+    if given:
+        if len(given) < 3 or not (given[COUNT].isdecimal() and given[INDEX].isdecimal()):
+            raise InputError(
+                f"{ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I belong together; got {given}"
+            )
+        jax.distributed.initialize(given[ADDRESS], int(given[COUNT]), int(given[INDEX]))
+    elif _in_cluster():
+        jax.distributed.initialize()
+
+
+def _in_cluster() -> bool:
+    """Whether a cluster manager started several processes of this command."""
+    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return any(int(os.environ.get(name, 1)) > 1 for name in tasks) or len(hosts) > 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes what all of them share."""
+    return jax.process_index() == 0
+
+
+class Preemption:
+    """Notices SIGTERM; a context manager. All processes agree on the step after which to stop."""
+
+    def __enter__(self) -> "Preemption":
+        self._noticed = False
+        # With several processes JAX has a handler of its own and tells the others.
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _notice(self, *_) -> None:
+        self._noticed = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; every process asks after every step."""
+        if jax.process_count() == 1:
+            return self._noticed
+        return multihost_utils.reached_preemption_sync_point(step)
