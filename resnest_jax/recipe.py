@@ -248,15 +248,24 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     Raises:
       InputError: if the directory cannot be written, or holds checkpoints of another config.
     """
-    resolved = json.loads(json.dumps(config.to_dict()))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if latest_step(workdir) is not None:
-            _check_same(load_config(workdir), resolved, workdir)
+        check_workdir(workdir, config)
         if is_main():
-            write_json(workdir / CONFIG, resolved)
+            write_json(workdir / CONFIG, _resolved(config))
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Raise InputError if the directory holds checkpoints of another config."""
+    if latest_step(workdir) is not None:
+        _check_same(load_config(workdir), _resolved(config), workdir)
+
+
+def _resolved(config: ConfigDict) -> dict:
+    """The config as JSON gives it back."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def load_config(workdir: Path) -> ConfigDict:

@@ -6,12 +6,15 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from resnest_jax import commands, runs
+from resnest_jax import commands, dry_run, runs
 from resnest_jax.training import processes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; a run that is already there goes on."
+)
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only find out whether the run can work, what it takes and how fast it is."
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -19,7 +22,11 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_: list[str]) -> None:
     """Train what the flags name."""
     processes.start()
-    summary = runs.train(CONFIG.value, Path(WORKDIR.value).expanduser())
+    workdir = Path(WORKDIR.value).expanduser()
+    if DRY_RUN.value:
+        dry_run.dry_run(CONFIG.value, workdir)
+        return
+    summary = runs.train(CONFIG.value, workdir)
     if processes.is_main():
         print(json.dumps(summary, indent=2))
 

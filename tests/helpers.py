@@ -18,12 +18,12 @@ TINY = {
 }
 
 
-def load_config(name: str) -> ConfigDict:
+def load_config(name: str, *argument: str) -> ConfigDict:
     """The config of a file in configs/."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(*argument)
 
 
 def tiny_config(**overrides) -> ConfigDict:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import matplotlib.figure
+import numpy as np
+import optax
 
 from resnest_jax.training.metrics import read_metrics
 
@@ -26,3 +28,14 @@ def plot_curves(workdir: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(workdir / "curves.png", dpi=100)
+
+
+def plot_schedule(schedule: optax.Schedule, steps: int, steps_per_epoch: float, to: Path) -> None:
+    """Draw the learning rate of every epoch as a picture in a folder: schedule.png."""
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    at = np.unique(np.linspace(0, steps - 1, min(steps, 1000), dtype=int))
+    axes.plot(at / steps_per_epoch, [float(schedule(step)) for step in at])
+    axes.set(xlabel=f"epoch ({steps} steps)", ylabel="learning rate")
+    axes.grid(alpha=0.3)
+    figure.savefig(to / "schedule.png", dpi=100)

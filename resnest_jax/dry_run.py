@@ -1,0 +1,198 @@
+"""What a run would be and whether it can work, found out before it starts."""
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from resnest_jax import recipe
+from resnest_jax.errors import InputError
+from resnest_jax.runs import parameter_table
+from resnest_jax.training.curves import plot_schedule
+from resnest_jax.training.mesh import batch_sharding, make_mesh, shard
+from resnest_jax.training.metrics import write_json
+from resnest_jax.training.programs import abstract_state, initial_state, jit_train_step
+
+FOLDER = "dry_run"
+GIB = 2**30
+INPUT_SECONDS = 10.0  # of reading, to know the rate
+STEP_SECONDS = 20.0  # a step that must take longer is not run
+STEP_RATE, STEP_RATE_BOUND = "step_images_per_second", "step_images_per_second_at_most"
+INPUT_RATE = "input_images_per_second"
+
+
+def dry_run(config: ConfigDict, workdir: Path) -> dict:
+    """Do all that a run does before its second step, and say what it found; returns the report.
+
+    Leaves ``config.json``, ``parameters.txt``, ``schedule.png`` and ``report.json`` in
+    ``workdir/dry_run``, and nothing else.
+
+    Raises:
+      InputError: if the run could not work; a single line with every reason that is left when
+        config and data are sound.
+    """
+    run = recipe.build(config)
+    recipe.check_workdir(workdir, config)
+    folder = workdir / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / recipe.CONFIG, config.to_dict())
+        (folder / "parameters.txt").write_text(parameter_table(run) + "\n")
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+    plot_schedule(run.schedule, run.plan.total_steps, run.plan.steps_per_epoch, folder)
+    print(config)
+    print((folder / "parameters.txt").read_text())
+    report = {"steps": run.plan.total_steps, "steps_per_epoch": round(run.plan.steps_per_epoch, 2)}
+    _show("run", report)
+    report |= _show("data", _measure_input(config))
+    if run.pretrained:
+        run.pretrained()
+        _show("pretrained", {"weights": config.pretrained.weights})
+    compiled, memory = _compile(run, config)
+    report |= _show("memory of a device, GiB", memory)
+    report |= _show("disk, GiB", _disk(run, config, workdir))
+    fits = memory["needed_gib"] <= memory["available_gib"]
+    if fits:
+        report |= _show("step", _measure_step(run, config, compiled))
+        step_rate = report.get(STEP_RATE) or report[STEP_RATE_BOUND]
+        report |= _show("limited", {"by": "input" if report[INPUT_RATE] < step_rate else "step"})
+    write_json(folder / "report.json", report)
+    problems = []
+    if not fits:
+        problems.append(
+            f"a step needs {memory['needed_gib']} GiB of {memory['available_gib']} GiB on each of "
+            f"{jax.device_count()} device(s): lower batch_size {config.batch_size}, raise "
+            f"parallel.accumulate {config.parallel.accumulate}, set model.remat or use more devices"
+        )
+    if report["checkpoints_gib"] > report["free_gib"]:
+        problems.append(
+            f"{workdir} has {report['free_gib']} GiB free and the checkpoints take "
+            f"{report['checkpoints_gib']} GiB: lower checkpoint.keep_last or use another disk"
+        )
+    if problems:
+        raise InputError("; ".join(problems))
+    return report
+
+
+def _show(title: str, values: dict) -> dict:
+    print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in values.items()), flush=True)
+    return values
+
+
+def _measure_input(config: ConfigDict) -> dict:
+    """Read training images for some seconds, and one batch to evaluate."""
+    small = config.copy_and_resolve_references()
+    least = jax.device_count() * config.parallel.accumulate
+    # A whole batch may take longer than there is time; the rate does not depend on its size.
+    small.batch_size = min(config.batch_size, least * math.ceil(32 / least))
+    batches = recipe.build(small).batches
+    next(batches.eval())
+    stream = batches.train(0)
+    next(stream)  # by then the workers have started
+    begun, images = time.perf_counter(), 0
+    while time.perf_counter() - begun < INPUT_SECONDS and images < batches.num_train:
+        images += len(next(stream)["label"])
+    rate = images / (time.perf_counter() - begun)
+    stream.close()
+    return {
+        "train_images": batches.num_train,
+        "eval_images": batches.num_eval,
+        "classes": len(batches.class_names),
+        INPUT_RATE: round(rate * jax.process_count(), 1),
+    }
+
+
+def _compile(run: recipe.Run, config: ConfigDict) -> tuple[jax.stages.Compiled, dict]:
+    """The training step, and its memory on one device against what there is."""
+    size = config.image_size if isinstance(config.image_size, int) else config.image_size[-1][1]
+    begun = time.perf_counter()
+    compiled = (
+        jit_train_step(run.task, run.optimizer, run.plan)
+        .lower(abstract_state(run.task, run.optimizer, run.plan), _abstract_batch(config, size))
+        .compile()
+    )
+    seconds = time.perf_counter() - begun
+    analysis = compiled.memory_analysis()
+    needed = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+    return compiled, {
+        "needed_gib": round(needed / GIB, 2),
+        "available_gib": round(_device_memory() / GIB, 2),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def _abstract_batch(config: ConfigDict, size: int) -> dict:
+    sharding = batch_sharding(make_mesh())
+    shapes = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def _device_memory() -> int:
+    """Bytes that a device has; CPU devices share the machine's."""
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return limit
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def _disk(run: recipe.Run, config: ConfigDict, workdir: Path) -> dict:
+    """The checkpoints kept, the best one and the one being written, against what is free."""
+    state = abstract_state(run.task, run.optimizer, run.plan)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    count = config.checkpoint.keep_last + 2
+    return {
+        "checkpoints_gib": round(count * size / GIB, 2),
+        "free_gib": round(shutil.disk_usage(workdir).free / GIB, 2),
+    }
+
+
+def _measure_step(run: recipe.Run, config: ConfigDict, compiled: jax.stages.Compiled) -> dict:
+    """Images a second of the step: measured, or bounded from its arithmetic if that is slow."""
+    analysis = compiled.cost_analysis() or {}
+    seconds = analysis.get("flops", 0.0) / _matmul_rate()
+    if jax.default_backend() == "cpu":
+        seconds *= jax.local_device_count()  # they share the cores
+    measured = seconds < STEP_SECONDS
+    if measured:
+        state = initial_state(run.task, run.optimizer, run.plan)
+        mesh = make_mesh()
+        stream = run.batches.train(0)
+        batch = shard(next(stream), mesh)
+        stream.close()
+        times = []
+        while len(times) < 4 and sum(times) < STEP_SECONDS:
+            begun = time.perf_counter()
+            state, metrics = compiled(state, batch)
+            loss = float(metrics["loss"])
+            times.append(time.perf_counter() - begun)
+        if not math.isfinite(loss):
+            raise InputError(f"the loss of step {len(times)} is {loss}")
+        seconds = min(times)
+    rate = STEP_RATE if measured else STEP_RATE_BOUND
+    return {rate: round(config.batch_size / seconds, 1), "step_seconds": round(seconds, 3)}
+
+
+def _matmul_rate() -> float:
+    """Floating-point operations a second of a matrix product on one device."""
+    size = 2048
+    x = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    begun = time.perf_counter()
+    product(x, x).block_until_ready()
+    return 2 * size**3 / (time.perf_counter() - begun)

@@ -1,0 +1,166 @@
+"""The recipes in configs/, and one step of the paper's against NumPy."""
+
+import golden
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnest_jax
+from resnest_jax import recipe
+from resnest_jax.tasks.classification import normalize
+from resnest_jax.training.optimizer import make_optimizer
+from resnest_jax.training.state import create_state, make_train_step, split_batch
+
+RECIPES = [
+    *[("imagenet", name) for name in ("resnest14", "resnest26", "resnest50", "resnest101")],
+    *[("imagenet", name) for name in ("resnest200", "resnest269")],
+    *[("imagenet", f"resnest50_fast_{cell}") for cell in ("1s1x64d", "2s1x64d", "4s1x64d")],
+    *[("imagenet", f"resnest50_fast_{cell}") for cell in ("1s2x40d", "2s2x40d", "4s2x40d")],
+    ("imagenet", "resnest50_fast_1s4x24d"),
+    ("imagenet_short", "16"),
+    ("imagenet_short", "90"),
+    ("imagenet_modern", "A2"),
+    ("imagenet_modern", "A3"),
+    ("finetune", "resnest50"),
+    ("digits",),
+]
+
+
+@pytest.mark.parametrize("names", RECIPES, ids=":".join)
+def test_recipe_builds(names):
+    """On the digits, since they are there: all that is checked but the data is the recipe's."""
+    config = helpers.load_config(*names)
+    config.dataset, config.batch_size = "sklearn_digits", 64
+    config.train_split = config.eval_split = "auto"
+    run = recipe.build(config)
+    assert run.plan.total_steps == round(config.epochs * 1437 / 64)
+    warmup = round(config.optimizer.warmup_epochs * 1437 / 64)
+    peak = config.optimizer.base_learning_rate * 64 / 256
+    np.testing.assert_allclose(run.schedule(warmup), peak, rtol=1e-6)
+
+
+def test_paper_rates_and_batches():
+    """The total learning rates as the paper prints them."""
+    for name, rate, batch in (
+        ("resnest50", 3.2, 8192),
+        ("resnest101", 1.6, 4096),
+        ("resnest200", 0.8, 2048),
+        ("resnest269", 0.8, 2048),
+        ("resnest26", 0.4, 1024),
+    ):
+        config = helpers.load_config("imagenet", name)
+        assert config.batch_size == batch
+        np.testing.assert_allclose(config.optimizer.base_learning_rate * batch / 256, rate)
+
+
+@pytest.mark.parametrize("name, argument", [("imagenet", "resnest51"), ("imagenet_short", "200")])
+def test_unknown_recipes_say_what_there_is(name, argument):
+    with pytest.raises(ValueError, match=argument):
+        helpers.load_config(name, argument)
+
+
+def test_steps_of_the_paper_against_numpy():
+    """Three steps from golden weights: mixup, smoothing, warm-up, coupled decay, Nesterov.
+
+    All but the network is written in NumPy; its gradient is that of the logits, known in closed
+    form, taken back through the model that the goldens hold to the authors'.
+    """
+    config = helpers.load_config("imagenet", "resnest14")
+    config.dataset, config.train_split, config.batch_size = "sklearn_digits", "auto", 8
+    config.image_size = config.eval_image_size = 32
+    config.model.dtype, config.model.drop_block = "float32", 0.0
+    config.parallel.batch_norm = "global"
+    run = recipe.build(config)
+    model = run.task.model
+    variables = resnest_jax.from_torch(golden.state_dict(model), model)
+    step = jax.jit(make_train_step(run.task.loss_fn, run.optimizer, 0, run.plan.total_steps))
+    state = create_state(variables, run.optimizer)
+
+    @jax.jit
+    def pull_back(params, batch_stats, images, logit_gradient):
+        def logits_of(params):
+            variables = {"params": params, "batch_stats": batch_stats}
+            return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+        logits, vjp, updates = jax.vjp(logits_of, params, has_aux=True)
+        return logits, vjp(logit_gradient)[0], updates["batch_stats"]
+
+    params, stats = variables["params"], variables["batch_stats"]
+    momentum = jax.tree.map(np.zeros_like, params)
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        batch = {
+            "image": rng.integers(0, 256, (8, 32, 32, 3), np.uint8),
+            "label": rng.integers(0, 10, 8).astype(np.int32),
+        }
+        state, metrics = step(state, batch)
+
+        key = jax.random.fold_in(jax.random.key(0), index)
+        mixup_key = jax.random.split(jax.random.split(key)[0], 4)[1]
+        weight = float(jax.random.beta(mixup_key, 0.2, 0.2, (1,))[0])
+        images = np.asarray(normalize(batch["image"]))
+        targets = np.full((8, 10), 0.01)
+        targets[np.arange(8), batch["label"]] += 0.9
+        images, targets = (weight * x + (1 - weight) * x[::-1] for x in (images, targets))
+        logits, _, _ = pull_back(params, stats, images, jnp.zeros((8, 10)))
+        exps = np.exp(np.asarray(logits, np.float64))
+        softmax = exps / exps.sum(-1, keepdims=True)
+        loss = -(targets * np.log(softmax)).sum(-1).mean()
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+        gradient = np.float32((softmax - targets) / 8)
+        _, grads, stats = pull_back(params, stats, images, gradient)
+        warmup_steps = round(5 * 1437 / 8)
+        rate = 0.1 * 8 / 256 * index / warmup_steps
+
+        def update(path, p, g, m, rate=rate):
+            g = g + (1e-4 * p if path[-1].key == "kernel" else 0)
+            m = 0.9 * m + g
+            return p - rate * (g + 0.9 * m), m
+
+        pairs = jax.tree_util.tree_map_with_path(update, params, grads, momentum)
+        params, momentum = (
+            jax.tree.map(lambda pair, i=i: pair[i], pairs, is_leaf=lambda x: isinstance(x, tuple))
+            for i in range(2)
+        )
+        for actual, expected in ((state.params, params), (state.batch_stats, stats)):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+                actual,
+                expected,
+            )
+
+
+def test_lamb_against_numpy():
+    """Two steps of LAMB: clipped, bias-corrected, the trust ratio on what decays alone."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}
+    params = jax.tree.map(np.float32, params)
+    optimizer = make_optimizer(
+        lambda step: 0.1, name="lamb", momentum=0.9, nesterov=False, weight_decay=0.02
+    )
+    state, actual, expected = optimizer.init(params), params, jax.tree.map(np.float64, params)
+    first, second = (jax.tree.map(np.zeros_like, expected) for _ in range(2))
+    for count in (1, 2):
+        grads = jax.tree.map(lambda p: np.float32(rng.standard_normal(p.shape)), params)
+        updates, state = optimizer.update(grads, state, actual)
+        actual = jax.tree.map(np.add, actual, updates)
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads.values()))
+        for name, p in expected.items():
+            g = grads[name] / max(norm, 1)
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.999 * second[name] + 0.001 * g**2
+            u = first[name] / (1 - 0.9**count)
+            u = u / (np.sqrt(second[name] / (1 - 0.999**count)) + 1e-6)
+            if name == "kernel":
+                u = u + 0.02 * p
+                u = u * np.linalg.norm(p) / np.linalg.norm(u)
+            expected[name] = p - 0.1 * u
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), actual, expected)
+
+
+def test_accumulated_parts_take_from_every_device():
+    batch = {"label": np.arange(12)}
+    parts = split_batch(batch, 2, 3)["label"]  # devices hold 0..3, 4..7, 8..11
+    np.testing.assert_array_equal(parts, [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]])
