@@ -54,7 +54,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     if run.pretrained:
         run.pretrained()
         _show("pretrained", {"weights": config.pretrained.weights})
-    compiled, memory = _compile(run, config)
+    compiled, memory = compile_step(run, config)
     report |= _show("memory of a device, GiB", memory)
     report |= _show("disk, GiB", _disk(run, config, workdir))
     fits = memory["needed_gib"] <= memory["available_gib"]
@@ -108,7 +108,7 @@ def _measure_input(config: ConfigDict) -> dict:
     }
 
 
-def _compile(run: recipe.Run, config: ConfigDict) -> tuple[jax.stages.Compiled, dict]:
+def compile_step(run: recipe.Run, config: ConfigDict) -> tuple[jax.stages.Compiled, dict]:
     """The training step, and its memory on one device against what there is."""
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[-1][1]
     begun = time.perf_counter()

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnest_jax import recipe
+from resnest_jax.data.crops import test_crop
 from resnest_jax.data.sources import open_dataset
-from resnest_jax.data.transforms import resize_and_center_crop
 from resnest_jax.errors import InputError
 from resnest_jax.explain import Explanation, draw, explain
 from resnest_jax.models.resnest import ResNeSt
@@ -28,7 +28,6 @@ BATCH = 8
 TOP = 5
 MAX_ROWS = 100  # of a picture, which could not be looked at if it were longer
 DEFAULT_SIZE = 224  # the test crop of every fast model, published or not
-MARGIN = 32  # pixels that the authors' test crop leaves away, of size + 32
 FIRST_SYNSET = "n01440764"  # the tench's, where ImageNet's classes are named by WordNet
 
 
@@ -113,15 +112,15 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
     if weights and (workdir / recipe.CONFIG).is_file():
         config = recipe.load_config(workdir)
         model, variables = load_pretrained(name or config.model.name, source=weights)
-        # As the run evaluates: its images are all object, or it was trained on such margins.
-        transform = partial(resize_and_center_crop, size=image_size or config.image_size)
+        size = image_size or config.eval_image_size
+        transform = partial(test_crop, size=size, rule=config.eval_crop)
         return Predictor(model, variables, transform, _run_classes(config, model.num_classes))
     if not name:
         raise InputError("model: name one, such as --model=resnest50; only a run knows its own")
     model, variables = load_pretrained(name, source=weights)
     size = image_size or (MODELS[name].test_crop if name in MODELS else DEFAULT_SIZE)
     names = imagenet_classes() if model.num_classes == 1000 else _numbers(model.num_classes)
-    return Predictor(model, variables, partial(center_crop, size=size), names)
+    return Predictor(model, variables, partial(test_crop, size=size, rule="authors"), names)
 
 
 def imagenet_classes() -> list[str]:
@@ -216,20 +215,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:  # a palette's, which Pillow would warn of
         image = image.convert("RGBA")
     return image.convert("RGB")
-
-
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The authors' test transform of uint8 RGB (H, W, 3) to (size, size, 3).
-
-    The centred square whose side is ``size / (size + 32)`` of the shorter side, at least a pixel,
-    is cut from the original and resized, bicubic and antialiased as Pillow does.
-    """
-    height, width = image.shape[:2]
-    exact = size / (size + MARGIN) * min(height, width)
-    side = max(round(exact), 1)
-    top, left = round((height - exact) / 2), round((width - exact) / 2)
-    square = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _pad(images: list[np.ndarray], count: int) -> np.ndarray:

@@ -167,7 +167,10 @@ def stored_arrays(workdir):
     import orbax.checkpoint as ocp
 
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    folder = workdir / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

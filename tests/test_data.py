@@ -18,16 +18,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnest_jax.data.loader import eval_batches, train_batches
-from resnest_jax.data.sources import open_dataset
-from resnest_jax.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    decode,
-    random_flip,
-    random_shift,
-    resize_and_center_crop,
-)
+from resnest_jax.data.augment import random_flip, random_shift
+from resnest_jax.data.batches import ImageBatches
+from resnest_jax.data.crops import resize_and_center_crop
+from resnest_jax.data.images import Images, decode
+from resnest_jax.data.loader import Share, eval_batches, train_batches, train_keys
+from resnest_jax.data.sources import Dataset, open_dataset
+from resnest_jax.data.transforms import EvalTransform, TrainTransform
 from resnest_jax.errors import InputError
 
 
@@ -42,7 +39,7 @@ def encode(array, mode=None, file_format="PNG", **kwargs):
 class Numbered:
     """Record i is an 8x8 image with a gradient that starts at i, labelled i; one may be broken."""
 
-    def __init__(self, count, broken=None):
+    def __init__(self, count, broken=()):
         self.count = count
         self.broken = broken
 
@@ -51,8 +48,11 @@ class Numbered:
 
     def __getitem__(self, index):
         pixels = (index + 3 * np.arange(64).reshape(8, 8)).astype(np.uint8)
-        image = b"broken" if index == self.broken else encode(pixels)
-        return {"image": image, "label": index, "key": f"numbered#{index}"}
+        image = b"broken" if index in self.broken else encode(pixels)
+        return {"image": image, "label": index, "key": self.key(index)}
+
+    def key(self, index):
+        return f"numbered#{index}"
 
 
 class TrainOnly(tfds.core.GeneratorBasedBuilder):
@@ -423,11 +423,11 @@ def test_flip_mirrors_half_of_the_time():
 
 
 def test_transforms_give_fixed_shapes_and_types():
-    record = {"image": encode(_RGB), "label": 7, "key": "k"}
+    record = {"image": _RGB, "label": 7, "key": "k"}
     rng = np.random.default_rng(0)
     for element in (
         EvalTransform(5).map(record),
-        TrainTransform(5, 0.5, True).random_map(record, rng),
+        TrainTransform(5, shift=0.5, flip=True).random_map(record, rng),
     ):
         assert element["image"].shape == (5, 5, 3)
         assert element["image"].dtype == np.uint8
@@ -435,7 +435,7 @@ def test_transforms_give_fixed_shapes_and_types():
         assert element["label"] == 7
     # Without augmentation both are the same function.
     np.testing.assert_array_equal(
-        TrainTransform(5, 0.0, False).random_map(record, rng)["image"],
+        TrainTransform(5).random_map(record, rng)["image"],
         cv2.resize(_RGB[:, :3], (5, 5), interpolation=cv2.INTER_CUBIC),
     )
 
@@ -444,9 +444,9 @@ def test_transforms_give_fixed_shapes_and_types():
     ("make", "message"),
     [
         (lambda: EvalTransform(0), "size.*got 0"),
-        (lambda: TrainTransform(-1, 0.0, False), "size.*got -1"),
-        (lambda: TrainTransform(8, 0.6, False), "shift.*got 0.6"),
-        (lambda: TrainTransform(8, -0.1, False), "shift.*got -0.1"),
+        (lambda: TrainTransform(-1), "size.*got -1"),
+        (lambda: TrainTransform(8, shift=0.6), "shift.*got 0.6"),
+        (lambda: TrainTransform(8, shift=-0.1), "shift.*got -0.1"),
     ],
 )
 def test_transforms_check_their_arguments(make, message):
@@ -456,11 +456,11 @@ def test_transforms_check_their_arguments(make, message):
 
 # Loader
 
-_AUGMENT = TrainTransform(8, 0.25, True)
+_AUGMENT = TrainTransform(8, shift=0.25, flip=True)
 
 
 def test_each_epoch_is_another_permutation():
-    batches = take(train_batches(Numbered(21), _AUGMENT, batch_size=6, seed=0), 7)
+    batches = take(train_batches(Images(Numbered(21)), _AUGMENT, Share(6), seed=0), 7)
     labels = labels_of(batches)
     first, second = labels[:21], labels[21:42]
     assert sorted(first) == sorted(second) == list(range(21))
@@ -473,7 +473,7 @@ def test_each_epoch_is_another_permutation():
 
 def test_the_seed_sets_the_order_and_the_augmentation():
     def run(seed):
-        return take(train_batches(Numbered(20), _AUGMENT, batch_size=10, seed=seed), 4)
+        return take(train_batches(Images(Numbered(20)), _AUGMENT, Share(10), seed=seed), 4)
 
     assert_same_batches(run(1), run(1))
     assert labels_of(run(1)) != labels_of(run(2))
@@ -489,45 +489,89 @@ def test_the_seed_sets_the_order_and_the_augmentation():
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_resume_equals_the_uninterrupted_run(workers):
-    uninterrupted = take(train_batches(Numbered(20), _AUGMENT, batch_size=8, seed=3), 9)
-    resumed = train_batches(
-        Numbered(20), _AUGMENT, batch_size=8, seed=3, start_step=4, workers=workers
-    )
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_resume_equals_the_uninterrupted_run(workers, repeats):
+    arguments = (Images(Numbered(20)), _AUGMENT, Share(8))
+    uninterrupted = take(train_batches(*arguments, seed=3, repeats=repeats), 9)
+    resumed = train_batches(*arguments, seed=3, start_step=4, repeats=repeats, workers=workers)
     assert_same_batches(take(resumed, 5), uninterrupted[4:])
     assert not multiprocessing.active_children()
 
 
-def test_batches_of_two_hosts_interleave_to_those_of_one():
-    arguments = {"batch_size": 8, "seed": 3}
-    whole = take(train_batches(Numbered(20), _AUGMENT, **arguments), 6)
-    hosts = [
-        take(
-            train_batches(
-                Numbered(20), _AUGMENT, **arguments, process_index=index, process_count=2
-            ),
-            6,
+def test_shares_of_two_hosts_in_order_are_the_batch_of_one():
+    images = Images(Numbered(20))
+    whole = take(train_batches(images, _AUGMENT, Share(8), seed=3), 6)
+    hosts = [take(train_batches(images, _AUGMENT, Share(8, i, 2), seed=3), 6) for i in range(2)]
+    for batch, first, second in zip(whole, *hosts, strict=True):
+        joined = {name: np.concatenate([first[name], second[name]]) for name in batch}
+        assert_same_batches([joined], [batch])
+
+
+@pytest.mark.parametrize("batch_size, count, piece", [(300, 1, 100), (300, 2, 75), (127, 1, 127)])
+def test_batches_made_in_pieces_are_in_order(batch_size, count, piece):
+    """Element n is element n of the endless order, whatever the pieces are."""
+    images = Images(Numbered(40))
+    elements = labels_of(take(train_batches(images, _AUGMENT, Share(20), seed=3), 60))
+    for index in range(count):
+        share = Share(batch_size, index, count)
+        assert share.piece == piece
+        for step, batch in enumerate(take(train_batches(images, _AUGMENT, share, seed=3), 3)):
+            start = step * batch_size + index * share.size
+            assert batch["label"].tolist() == elements[start : start + share.size]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_keys_are_those_of_the_batch(count):
+    for index in range(count):
+        share = Share(8, index, count)
+        batches = take(train_batches(Images(Numbered(20)), _AUGMENT, share, seed=3, repeats=2), 4)
+        keys = train_keys(Numbered(20), share, seed=3, step=3, repeats=2)
+        assert keys == [f"numbered#{label}" for label in batches[3]["label"]]
+
+
+def test_repeated_images_are_augmented_anew():
+    batches = take(train_batches(Images(Numbered(8)), _AUGMENT, Share(24), seed=0, repeats=3), 1)
+    labels, images = batches[0]["label"].reshape(8, 3), batches[0]["image"].reshape(8, 3, -1)
+    assert (labels == labels[:, :1]).all() and sorted(labels[:, 0]) == list(range(8))
+    assert (images != images[:, :1]).any(-1)[:, 1:].any(-1).sum() >= 7
+
+
+def test_image_sizes_change_at_their_steps():
+    """And nothing else does: the order is that of a run with one size, from any step on."""
+    dataset = Dataset(Numbered(20), Numbered(4), tuple(map(str, range(20))))
+
+    def batches(image_sizes, start, count):
+        made = ImageBatches(
+            dataset,
+            image_sizes=image_sizes,
+            eval_image_size=8,
+            eval_crop="whole",
+            batch_size=4,
+            seed=1,
+            unreadable_log=None,
+            workers=0,
+            max_unreadable=0,
+            repeats=1,
+            flip=True,
         )
-        for index in range(2)
-    ]
-    for step, batch in enumerate(whole):
-        for index in range(2):
-            assert_same_batches(
-                [hosts[index][step]], [{key: value[index::2] for key, value in batch.items()}]
-            )
+        return take(made.train(start), count)
+
+    growing, fixed = batches(((0, 6), (2, 8), (5, 12)), 0, 7), batches(((0, 8),), 0, 7)
+    assert [b["image"].shape[1] for b in growing] == [6, 6, 8, 8, 8, 12, 12]
+    assert labels_of(growing) == labels_of(fixed)
+    assert_same_batches(growing[2:5], fixed[2:5])
+    for start in (1, 2, 4, 6):
+        again = batches(((0, 6), (2, 8), (5, 12)), start, 7 - start)
+        assert_same_batches(again, growing[start:])
 
 
-@pytest.mark.parametrize("batch_size", [2, 4, 10, 16])
+@pytest.mark.parametrize("batch_size", [2, 4, 10, 16, 260])
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_evaluation_sees_every_record_once(batch_size, process_count):
     hosts = [
         list(
             eval_batches(
-                Numbered(10),
-                EvalTransform(8),
-                batch_size=batch_size,
-                process_index=index,
-                process_count=process_count,
+                Images(Numbered(10)), EvalTransform(8), Share(batch_size, index, process_count)
             )
         )
         for index in range(process_count)
@@ -551,31 +595,95 @@ def test_evaluation_sees_every_record_once(batch_size, process_count):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_image_raises_here_as_one_line(workers):
-    batches = eval_batches(Numbered(10, broken=7), EvalTransform(8), batch_size=2, workers=workers)
+    images = Images(Numbered(10, broken=[7]))
+    batches = eval_batches(images, EvalTransform(8), Share(2), workers=workers)
     with pytest.raises(InputError, match="numbered#7") as caught:
         list(batches)
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
 
 
+# Images that cannot be read
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_replaced_by_the_next_and_listed(workers, tmp_path):
+    log = tmp_path / "log.txt"
+    images = Images(Numbered(20, broken=[4, 5, 19]), max_unreadable=3, log=log)
+    plain = TrainTransform(8)
+    with_broken = labels_of(
+        take(train_batches(images, plain, Share(4), seed=0, workers=workers), 15)
+    )
+    whole = labels_of(take(train_batches(Images(Numbered(20)), plain, Share(4), seed=0), 15))
+    instead = {4: 6, 5: 6, 19: 0}
+    assert with_broken == [instead.get(label, label) for label in whole]
+    assert sorted(log.read_text().split()) == ["numbered#19", "numbered#4", "numbered#5"]
+
+
+def test_unreadable_images_do_not_count_in_evaluation(tmp_path):
+    images = Images(Numbered(10, broken=[0, 7]), max_unreadable=2, log=tmp_path / "log.txt")
+    images_of_zeros = list(eval_batches(images, EvalTransform(8), Share(4)))
+    mask = np.concatenate([batch["mask"] for batch in images_of_zeros])
+    np.testing.assert_array_equal(np.flatnonzero(mask), [1, 2, 3, 4, 5, 6, 8, 9])
+
+
+def test_too_many_unreadable_images_are_an_error(tmp_path):
+    log = tmp_path / "log.txt"
+    images = Images(Numbered(20, broken=[2, 3, 4]), max_unreadable=2, log=log)
+    with pytest.raises(InputError, match=r"3 images cannot be read, more than loader\.max_unread"):
+        take(train_batches(images, TrainTransform(8), Share(4), seed=0), 10)
+    again = Images(Numbered(20, broken=[5]), max_unreadable=2, log=log)
+    with pytest.raises(InputError, match=f"4 images cannot be read.*{log}.*numbered#5"):
+        again[5]  # what was found before a restart counts
+
+
+def test_vanished_directory_is_an_error_soon(tmp_path):
+    write_images(tmp_path / "images" / "cat", 10)
+    records = open_dataset(f"folder:{tmp_path}/images").train
+    images = Images(records, max_unreadable=3, log=tmp_path / "log.txt")
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"\d+ images cannot be read.*No such file"):
+        take(train_batches(images, TrainTransform(8), Share(4), seed=0), 1)
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
+def test_jpeg_that_is_cut_off_is_unreadable(kept):
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    encoded = encode(photo, file_format="JPEG")
+    assert decode({"image": encoded, "key": "k"}).shape == (64, 64, 3)
+    assert decode({"image": encoded + b"\0" * 16, "key": "k"}).shape == (64, 64, 3)
+    with pytest.raises(InputError, match="cannot decode the image k"):
+        decode({"image": encoded[: int(kept * len(encoded))], "key": "k"})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"seed": -1}, "seed.*got -1"), ({"seed": 2**32}, "seed"), ({"workers": -1}, "workers")],
+    [
+        ({"seed": -1}, "seed.*got -1"),
+        ({"seed": 2**32}, "seed"),
+        ({"workers": -1}, "loader.workers"),
+        ({"repeats": 0}, "augment.repeats must be at least 1; got 0"),
+    ],
 )
 def test_loader_checks_its_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
-        train_batches(Numbered(4), _AUGMENT, **{"batch_size": 2, "seed": 0, **arguments})
+        train_batches(Images(Numbered(4)), _AUGMENT, Share(2), **{"seed": 0, **arguments})
+    with pytest.raises(InputError, match=r"loader\.max_unreadable must not be negative"):
+        Images(Numbered(4), max_unreadable=-1)
+    with pytest.raises(InputError, match="batch_size 3 must be a multiple of the 2 processes"):
+        Share(3, 0, 2)
 
 
 _LOADING_SCRIPT = """
 import time
-from resnest_jax.data.loader import train_batches
+from resnest_jax.data.images import Images
+from resnest_jax.data.loader import Share, train_batches
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.data.transforms import TrainTransform
 
 if __name__ == "__main__":
-    records = open_dataset("folder:FOLDER").train
-    batches = train_batches(records, TrainTransform(8, 0.0, False), batch_size=2, seed=0, workers=1)
+    images = Images(open_dataset("folder:FOLDER").train)
+    batches = train_batches(images, TrainTransform(8), Share(2), seed=0, workers=1)
     next(batches)
     print("ready", flush=True)
     time.sleep(60)

@@ -16,6 +16,7 @@ from PIL import Image
 
 import resnest_jax
 from resnest_jax import prediction
+from resnest_jax.data import crops
 from resnest_jax.errors import InputError
 from resnest_jax.explain import draw, explain
 from resnest_jax.tasks.classification import MEAN, STD
@@ -72,23 +73,25 @@ def load_calls(monkeypatch):
 def test_center_crop_is_pillow_by_hand(shape, size, box):
     image = photo(*shape)
     expected = Image.fromarray(image).crop(box).resize((size, size), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(prediction.center_crop(image, size), np.asarray(expected))
+    np.testing.assert_array_equal(crops.test_crop(image, size, "authors"), np.asarray(expected))
 
 
 def test_center_crop_keeps_and_averages():
     image = photo(256, 300)
-    kept = prediction.center_crop(image, 224)  # the side is 224: nothing is resized
+    kept = crops.test_crop(image, 224, "authors")  # the side is 224: nothing is resized
     np.testing.assert_array_equal(kept, image[16:240, 38:262])
     checkers = (255 * (np.indices((1024, 1024)).sum(0) % 2)).astype(np.uint8)
-    shrunk = prediction.center_crop(np.stack([checkers] * 3, -1), 224)
+    shrunk = crops.test_crop(np.stack([checkers] * 3, -1), 224, "authors")
     assert np.abs(shrunk[4:-4, 4:-4].astype(int) - 127).max() < 8  # without aliasing: plain grey
-    np.testing.assert_array_equal(prediction.center_crop(np.full((40, 70, 3), 9, np.uint8), 64), 9)
+    np.testing.assert_array_equal(
+        crops.test_crop(np.full((40, 70, 3), 9, np.uint8), 64, "authors"), 9
+    )
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 1), (2, 3), (33, 35)])
 @pytest.mark.parametrize("size", [32, 33, 224])
 def test_center_crop_takes_any_size(height, width, size):
-    assert prediction.center_crop(photo(height, width), size).shape == (size, size, 3)
+    assert crops.test_crop(photo(height, width), size, "authors").shape == (size, size, 3)
 
 
 def test_every_kind_of_file(tmp_path):
@@ -298,7 +301,9 @@ def test_a_run_knows_its_model_and_classes(names, tmp_path, load_calls):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(5):
             Image.fromarray(photo(16, 24)).save(tmp_path / "data" / name / f"{i}.png")
-    config = helpers.tiny_config(dataset=f"folder:{tmp_path}/data", image_size=48)
+    config = helpers.tiny_config(
+        dataset=f"folder:{tmp_path}/data", image_size=48, eval_image_size=48
+    )
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     predictor = prediction.load(None, str(tmp_path), None)
     assert load_calls == [(config.model.name, str(tmp_path))]

@@ -1,10 +1,12 @@
-"""The batches of a run: a named data set, its transforms and the loader, put together."""
+"""The batches of a run: a data set, its transforms and the loader, put together."""
 
+import itertools
 from pathlib import Path
 
 import jax
 
-from resnest_jax.data.loader import Batches, eval_batches, train_batches
+from resnest_jax.data.images import Images
+from resnest_jax.data.loader import Batches, Share, eval_batches, train_batches, train_keys
 from resnest_jax.data.sources import Dataset
 from resnest_jax.data.transforms import EvalTransform, TrainTransform
 from resnest_jax.errors import InputError
@@ -16,55 +18,80 @@ class ImageBatches:
     Attributes:
       class_names: names of the labels.
       num_train, num_eval: images in each part.
+
+    Args:
+      dataset: what ``open_dataset`` gives.
+      image_sizes: (first step, side) of the training images, from step 0 on.
+      eval_image_size, eval_crop: see ``EvalTransform``.
+      batch_size: images of all processes.
+      seed: of order and augmentation.
+      unreadable_log: where images that cannot be read are listed; None allows none.
+      workers: see ``train_batches``.
+      max_unreadable: see ``Images``.
+      repeats: see ``train_batches``.
+      **augment: fields of ``TrainTransform``.
+
+    Raises:
+      InputError: if any of it is out of range.
     """
 
     def __init__(
         self,
-        opened: Dataset,
+        dataset: Dataset,
         *,
         image_sizes: tuple[tuple[int, int], ...],
         eval_image_size: int,
         eval_crop: str,
         batch_size: int,
         seed: int,
+        unreadable_log: Path | None,
         workers: int,
         max_unreadable: int,
-        unreadable_log: Path | None,
-        shift: float,
-        flip: bool,
+        repeats: int,
         **augment,
     ):
-        if workers < 0:
-            raise InputError(f"loader.workers must not be negative; got {workers}")
-        self.class_names = opened.class_names
-        self.num_train, self.num_eval = len(opened.train), len(opened.eval)
+        self.class_names = dataset.class_names
+        self.num_train, self.num_eval = len(dataset.train), len(dataset.eval)
         if self.num_train < batch_size:
             raise InputError(
                 f"batch_size {batch_size} must not exceed the {self.num_train} training images"
             )
-        self._dataset, self._seed = opened, seed
-        self._train_transform = TrainTransform(image_sizes[0][1], shift=shift, flip=flip)
-        self._eval_transform = EvalTransform(eval_image_size)
-        self._settings = {
-            "batch_size": batch_size,
-            "workers": workers,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-        }
-
-    def train_keys(self, step: int) -> list[str]:
-        return [str(step)] * self._settings["batch_size"]
+        if workers < 0:
+            raise InputError(f"loader.workers must not be negative; got {workers}")
+        self._share = Share(batch_size, jax.process_index(), jax.process_count())
+        self._records, self._workers = dataset.train, workers
+        self._train_images = Images(dataset.train, max_unreadable, unreadable_log)
+        self._eval_images = Images(dataset.eval, max_unreadable, unreadable_log)
+        self._transforms = [(step, TrainTransform(size, **augment)) for step, size in image_sizes]
+        self._eval_transform = EvalTransform(eval_image_size, eval_crop)
+        self._order = {"seed": seed, "repeats": repeats}
 
     def train(self, start_step: int) -> Batches:
         """Endless training batches from a step on."""
-        return train_batches(
-            self._dataset.train,
-            self._train_transform,
-            seed=self._seed,
-            start_step=start_step,
-            **self._settings,
-        )
+        ends = [step for step, _ in self._transforms[1:]] + [None]
+        for (_, transform), end in zip(self._transforms, ends, strict=True):
+            if end is not None and end <= start_step:
+                continue
+            batches = train_batches(
+                self._train_images,
+                transform,
+                self._share,
+                start_step=start_step,
+                workers=self._workers,
+                **self._order,
+            )
+            try:
+                yield from itertools.islice(batches, None if end is None else end - start_step)
+            finally:
+                batches.close()
+            start_step = end
+
+    def train_keys(self, step: int) -> list[str]:
+        """What finds the records of this process's part of the batch of a step, from 0."""
+        return train_keys(self._records, self._share, step=step, **self._order)
 
     def eval(self) -> Batches:
         """One pass over the evaluation images."""
-        return eval_batches(self._dataset.eval, self._eval_transform, **self._settings)
+        return eval_batches(
+            self._eval_images, self._eval_transform, self._share, workers=self._workers
+        )

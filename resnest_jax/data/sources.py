@@ -28,6 +28,10 @@ class Records(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, bytes | int | str]: ...
 
+    def key(self, index: int) -> str:
+        """The key of a record, without reading it."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -82,10 +86,14 @@ class TfdsRecords:
 
     def __getitem__(self, index: int) -> dict[str, bytes | int | str]:
         example = self._source[index]
-        key = f"{self._name}#{index}"
+        key = self.key(index)
         if example["label"] < 0:  # How TFDS marks a split without labels, as ImageNet's `test`.
             raise InputError(f"record {key} has no label: choose a labelled split")
         return {"image": example["image"], "label": int(example["label"]), "key": key}
+
+    def key(self, index: int) -> str:
+        """Split and position."""
+        return f"{self._name}#{index}"
 
 
 class FolderRecords:
@@ -105,6 +113,10 @@ class FolderRecords:
         except OSError as error:
             raise InputError(f"cannot read the image {path}: {error.strerror}") from error
         return {"image": image, "label": int(self._labels[index]), "key": path}
+
+    def key(self, index: int) -> str:
+        """The path."""
+        return self._paths[index]
 
 
 def _open_tfds(name, train_split, eval_split, data_dir) -> Dataset:

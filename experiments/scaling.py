@@ -1,0 +1,81 @@
+"""What the devices of a run tell each other in a step, and what a step takes of their memory.
+
+    python -m experiments.scaling --config=configs/imagenet.py:resnest50 --images=16
+
+Read from the compiled program of the training step for 1, 2, 4 and 8 virtual CPU devices, each
+with as many images (weak scaling): exchanges by kind, their bytes, the memory of one device. No
+step is run. Compare --config.parallel.batch_norm, .shard_optimizer and .accumulate, or
+--config.model.remat. Leaves a table in --out if it is given.
+"""
+
+import concurrent.futures
+import math
+import multiprocessing
+import re
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from resnest_jax import commands, recipe
+from resnest_jax.dry_run import compile_step
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
+IMAGES = flags.DEFINE_integer("images", 16, "Images a device.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "A Markdown file for the table.")
+flags.mark_flags_as_required(["config"])
+
+KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+
+
+def exchanges(program: str) -> list[tuple[str, int]]:
+    """(kind, bytes) of each exchange between devices in the text of a compiled program."""
+    found = re.findall(rf"= (\(.*?\)|\S+) ({KINDS})(?:-start)?\(", program)
+    return [(kind, _bytes(shapes)) for shapes, kind in found]
+
+
+def _bytes(shapes: str) -> int:
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    return sum(
+        BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size)
+        for dtype, sizes in arrays
+    )
+
+
+def measure(config: ConfigDict, devices: int, images: int) -> str:
+    """A row of the table; in a process of its own, whose devices are not chosen yet."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    config.batch_size = devices * images
+    compiled, memory = compile_step(recipe.build(config), config)
+    found = exchanges(compiled.as_text())
+    kinds = {kind: sum(k == kind for k, _ in found) for kind, _ in found}
+    return (
+        f"| {devices} | {config.batch_size} | {sum(kinds.values())} "
+        f"| {', '.join(f'{count} {kind}' for kind, count in kinds.items())} "
+        f"| {sum(size for _, size in found) / 1e6:.2f} | {memory['needed_gib']:.2f} |"
+    )
+
+
+def main(_: list[str]) -> None:
+    """Print a row for each number of devices."""
+    rows = [
+        "| devices | batch | exchanges | kinds | MB a step | GiB a device |",
+        "|---|---|---|---|---|---|",
+    ]
+    context = multiprocessing.get_context("spawn")
+    print(*rows, sep="\n", flush=True)
+    for count in DEVICES.value:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            task = pool.submit(measure, CONFIG.value, int(count), IMAGES.value)
+            rows.append(task.result())
+        print(rows[-1], flush=True)
+    if OUT.value:
+        Path(OUT.value).write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    commands.run(main)

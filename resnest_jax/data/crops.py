@@ -1,0 +1,137 @@
+"""Which part of an image the network sees: boxes cut from the original, and their resizing."""
+
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from resnest_jax.errors import InputError
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+
+ATTEMPTS = 10  # to find a random box within the image
+MARGIN = 32  # of the authors' test crop: it keeps size / (size + MARGIN) of the short side
+
+
+def center_box(height: int, width: int, fraction: float = 1.0) -> Box:
+    """The centred square whose side is a fraction of the short side, at least a pixel."""
+    exact = fraction * min(height, width)
+    side = max(round(exact), 1)
+    left, top = (round((length - exact) / 2) for length in (width, height))
+    return left, top, left + side, top + side
+
+
+def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
+    """A box of 8 to 100 % of the area and aspect ratio 3/4 to 4/3, log-uniform.
+
+    After ten boxes that do not fit, the largest centred one with an aspect ratio in that range
+    (arXiv 1409.4842, as in torchvision).
+    """
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return _random_place(rng, height, width, h, w)
+    h = min(height, round(width / (3 / 4)))
+    w = min(width, round(height * (4 / 3)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def efficientnet_box(rng: np.random.Generator, height: int, width: int, size: int) -> Box:
+    """A box of 10 to 100 % of the area and aspect ratio 3/4 to 4/3, its height uniform.
+
+    After ten boxes that do not fit, the authors' test crop for images of ``size`` pixels: their
+    choice for training crops of 320 pixels and more.
+    """
+    area = height * width
+    for _ in range(ATTEMPTS):
+        ratio = rng.uniform(3 / 4, 4 / 3)
+        most = min(height, math.floor(width / ratio), round(math.sqrt(area / ratio)))
+        least = min(most, round(math.sqrt(0.1 * area / ratio)))
+        h = round(rng.uniform(least, most))
+        w = round(h * ratio)
+        if 0 < w <= width and 0 < h <= height and 0.1 * area <= h * w < area:
+            return _random_place(rng, height, width, h, w)
+    return center_box(height, width, size / (size + MARGIN))
+
+
+def _random_place(rng, height: int, width: int, h: int, w: int) -> Box:
+    top = int(rng.integers(0, height - h, endpoint=True))
+    left = int(rng.integers(0, width - w, endpoint=True))
+    return left, top, left + w, top + h
+
+
+def resize_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """A box of a (H, W, C) image as (size, size, C): fast, and without aliasing.
+
+    Shrinking averages over area, enlarging is linear.
+    """
+    left, top, right, bottom = box
+    part = image[top:bottom, left:right]
+    if part.shape[:2] == (size, size):
+        return part
+    shrinks = size <= min(part.shape[:2])
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(part, (size, size), interpolation=interpolation)
+
+
+def resize_box_bicubic(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """A box of a (H, W, 3) image as (size, size, 3), bicubic and antialiased, as Pillow does it."""
+    left, top, right, bottom = box
+    part = Image.fromarray(image[top:bottom, left:right])  # not what is around it
+    return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def resize_and_center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The whole centred square of a (H, W, C) image as (size, size, C).
+
+    Shrinking averages over area; enlarging is bicubic, for small images that all are object.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    if side == size:
+        return square
+    interpolation = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
+    return cv2.resize(square, (size, size), interpolation=interpolation)
+
+
+def test_crop(image: np.ndarray, size: int, rule: str) -> np.ndarray:
+    """What the network is tested on, (size, size, 3), by one of these rules.
+
+    ``whole``: the centred square, see ``resize_and_center_crop``; ``authors``: size / (size + 32)
+    of its side, bicubic, as their ``verify.py``; a number such as ``0.875``: that fraction of its
+    side, bicubic.
+    """
+    fraction = crop_fraction(rule, size)
+    if fraction is None:
+        return resize_and_center_crop(image, size)
+    return resize_box_bicubic(image, center_box(*image.shape[:2], fraction), size)
+
+
+test_crop.__test__ = False  # it is no test
+
+
+def crop_fraction(rule: str, size: int) -> float | None:
+    """The fraction of the short side that a rule keeps; None is all of it.
+
+    Raises:
+      InputError: if there is no such rule.
+    """
+    if rule == "whole":
+        return None
+    if rule == "authors":
+        return size / (size + MARGIN)
+    try:
+        fraction = float(rule)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction <= 1:
+        raise InputError(
+            f"eval_crop must be 'whole', 'authors' or a fraction such as '0.875'; got {rule!r}"
+        )
+    return fraction

@@ -1,0 +1,178 @@
+"""Runs of two processes with two devices each, and what becomes of them when one goes."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import helpers
+import numpy as np
+import pytest
+from test_commands import QUICK, environment, stored_arrays
+
+# With statistics of each device a step has one exchange and not one for every norm.
+COMMAND = [
+    *[sys.executable, "-m", "resnest_jax.train", *QUICK],
+    "--config.parallel.batch_norm=device",
+]
+FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+# One worker runs them all: they share a run that nothing disturbs.
+pytestmark = pytest.mark.xdist_group("processes")
+
+
+def start_pair(workdir, *args):
+    """Two processes of one run on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+    for index in range(2):
+        variables = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(index),
+        }
+        log = workdir.with_name(f"{workdir.name}.{index}.log").open("a")
+        processes.append(
+            subprocess.Popen(
+                [*COMMAND, f"--workdir={workdir}", *args],
+                cwd=helpers.ROOT,
+                env=environment() | variables,
+                stdout=log,
+                stderr=log,
+            )
+        )
+    return processes
+
+
+def finish(processes):
+    """Exit codes of both, which must come soon."""
+    try:
+        return [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for(path, text, process):
+    """Until a file holds a text."""
+    while not (path.exists() and text in path.read_text()):
+        assert process.poll() is None, path.read_text() if path.exists() else path
+        time.sleep(0.05)
+
+
+def metrics_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole_pair(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    assert finish(start_pair(workdir)) == [0, 0]
+    return workdir
+
+
+def assert_same_run(actual, expected):
+    assert (actual / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
+    arrays, wanted = stored_arrays(actual), stored_arrays(expected)
+    assert arrays.keys() == wanted.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
+def test_two_processes_equal_one(whole_pair, tmp_path):
+    """The first losses to rounding; later ones drift apart as training magnifies it."""
+    subprocess.run(
+        [*COMMAND, f"--workdir={tmp_path}/one"],
+        cwd=helpers.ROOT,
+        env=environment() | FOUR_DEVICES,
+        check=True,
+    )
+    one, two = metrics_of(tmp_path / "one"), metrics_of(whole_pair)
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for before, after in zip(one[:3], two[:3], strict=True):
+        np.testing.assert_allclose(after["loss"], before["loss"], rtol=1e-5)
+
+
+def kill_one(workdir, rng):
+    """kill -9 of either process at some moment: the other leaves soon."""
+    log = workdir.with_name(f"{workdir.name}.0.log")
+    log.write_text("")
+    pair = start_pair(workdir)
+    wait_for(log, "step ", pair[0])
+    time.sleep(rng.uniform(0, 3))
+    victim = rng.randrange(2)
+    pair[victim].kill()
+    codes = finish(pair)
+    assert codes[victim] in (-signal.SIGKILL, 0)  # 0: it had ended before
+    if codes[victim]:
+        # JAX ends a process itself where it is the first to notice that the coordinator is gone.
+        assert codes[1 - victim] in (1, -signal.SIGABRT)
+
+
+def test_stopped_and_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "run.0.log"
+    pair = start_pair(workdir)
+    wait_for(log, "step 3/", pair[0])
+    pair[1].terminate()  # one is told to stop, both do
+    assert finish(pair) == [143, 143]
+    assert "stopped: told to stop after step" in log.read_text()
+    kill_one(workdir, random.Random(0))
+    assert finish(start_pair(workdir, "--config.loader.workers=1")) == [0, 0]
+    assert_same_run(workdir, whole_pair)
+
+
+@pytest.mark.slow
+def test_five_times_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
+    rng = random.Random(5)
+    for _ in range(5):
+        kill_one(tmp_path / "run", rng)
+    assert finish(start_pair(tmp_path / "run")) == [0, 0]
+    assert_same_run(tmp_path / "run", whole_pair)
+
+
+def test_sigterm_stores_the_step_under_way(tmp_path):
+    """In the middle of an epoch and of a line of metrics, and goes on to the same result."""
+    args = ["--config.log_every_steps=5", "--config.eval_every_epochs=1.0"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    subprocess.run(
+        [*COMMAND, *args, f"--workdir={whole}"], cwd=helpers.ROOT, env=environment(), check=True
+    )
+    command = [*COMMAND, *args, f"--workdir={stopped}"]
+    process = subprocess.Popen(
+        command, cwd=helpers.ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    wait_for(stopped / "metrics.jsonl", '"step": 5', process)
+    process.terminate()
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, errors
+    assert "stopped: told to stop after step" in errors and "Traceback" not in errors
+    subprocess.run(command, cwd=helpers.ROOT, env=environment(), check=True)
+    assert_same_run(stopped, whole)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"},
+        {
+            "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
+            "JAX_NUM_PROCESSES": "two",
+            "JAX_PROCESS_ID": "0",
+        },
+    ],
+)
+def test_half_a_description_of_the_processes_is_refused(variables, tmp_path):
+    result = subprocess.run(
+        [*COMMAND, f"--workdir={tmp_path}/run"],
+        cwd=helpers.ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=I belong together" in result.stderr
