@@ -190,7 +190,7 @@ def test_data_set_that_needs_tensorflow_says_so(tmp_path, monkeypatch):
         raise ImportError("No module named 'tensorflow'")
 
     monkeypatch.setattr(TrainOnly, "_generate_examples", needs_tensorflow)
-    with pytest.raises(InputError, match=r"train_only.*pip install tensorflow"):
+    with pytest.raises(InputError, match=r"train_only.*pip install 'resnest_jax.prepare"):
         open_dataset("train_only", data_dir=tmp_path)
 
 

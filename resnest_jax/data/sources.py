@@ -48,6 +48,7 @@ def open_dataset(
     train_split: str = "auto",
     eval_split: str = "auto",
     data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
 ) -> Dataset:
     """Opens the data set `name`, preparing it first where TFDS has not yet done so.
 
@@ -60,6 +61,8 @@ def open_dataset(
         the last records with TFDS, every fifth image of each class in PATH/CLASS/.
       data_dir: TFDS's directory; None is TFDS's own default, which the environment variable
         TFDS_DATA_DIR sets. Folders ignore it.
+      manual_dir: Where the files are that a data set's terms make users fetch themselves; None is
+        TFDS's own default, `downloads/manual` in its directory.
 
     Returns:
       A Dataset whose records pickle as paths and offsets, never as images.
@@ -71,7 +74,7 @@ def open_dataset(
     if name.startswith(_FOLDER_PREFIX):
         root = Path(name.removeprefix(_FOLDER_PREFIX)).expanduser()
         return _open_folder(root, train_split, eval_split)
-    return _open_tfds(name, train_split, eval_split, data_dir)
+    return _open_tfds(name, train_split, eval_split, data_dir, manual_dir)
 
 
 class TfdsRecords:
@@ -119,7 +122,7 @@ class FolderRecords:
         return self._paths[index]
 
 
-def _open_tfds(name, train_split, eval_split, data_dir) -> Dataset:
+def _open_tfds(name, train_split, eval_split, data_dir, manual_dir) -> Dataset:
     """Opens a TFDS data set; its features are checked before anything is downloaded."""
     builder = _tfds_builder(name, data_dir)
     features = dict(builder.info.features)
@@ -131,7 +134,7 @@ def _open_tfds(name, train_split, eval_split, data_dir) -> Dataset:
             f"data set {name!r} is not for image classification: expected the features "
             f"'image' (Image) and 'label' (ClassLabel), found {sorted(features)}"
         )
-    _prepare(builder, name)
+    _prepare(builder, name, manual_dir)
     train_split, eval_split = _tfds_splits(name, train_split, eval_split, builder.info.splits)
     return Dataset(
         train=_tfds_records(builder, name, train_split),
@@ -155,11 +158,14 @@ def _tfds_builder(name, data_dir):
         raise InputError(f"cannot open the data set {name!r}: {_one_line(error)}") from error
 
 
-def _prepare(builder, name) -> None:
+def _prepare(builder, name, manual_dir) -> None:
     """Writes the data set to TFDS's directory unless it is there already."""
     try:
         # array_record is the format that is read without TensorFlow.
-        builder.download_and_prepare(file_format="array_record")
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+        )
     except ImportError as error:
         raise InputError(_needs_package(name, error)) from error
     except (
@@ -209,7 +215,7 @@ def _tfds_records(builder, name, split) -> TfdsRecords:
 def _needs_package(name, error) -> str:
     return (
         f"data set {name!r} needs a package that is not installed ({_one_line(error)}); "
-        "for TensorFlow: pip install tensorflow"
+        "for TensorFlow: pip install 'resnest_jax[prepare]'"
     )
 
 

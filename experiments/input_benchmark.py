@@ -1,0 +1,121 @@
+"""Time reading and augmenting JPEGs, this project's pipeline beside tf.data, in turns.
+
+    python -m experiments.input_benchmark --images=1000
+
+Photographs of about 500 px, quality 90, random crops at 224 px, flips. The rows take turns, so that
+whatever else the machine does falls on all of them; a row has the median over the rounds, per core
+too, and how many such cores feed 7,000 images a second. Rows of tf.data need TensorFlow
+(`pip install tensorflow-cpu`) and are left out without it.
+"""
+
+import importlib.util
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import flags
+
+from experiments.photos import write_photos
+from resnest_jax import commands
+from resnest_jax.data.images import Images
+from resnest_jax.data.loader import Share, train_batches
+from resnest_jax.data.sources import open_dataset
+from resnest_jax.data.transforms import TrainTransform
+
+IMAGES = flags.DEFINE_integer("images", 1000, "Images that a round reads.", lower_bound=64)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds that are timed.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a batch.", lower_bound=1)
+RECIPE = flags.DEFINE_bool("recipe", True, "Also time the paper's augmentation.")
+
+SIZE = 224
+WANTED = 7000  # images a second: what a GPU's roofline takes of ResNeSt-50
+
+PLAIN = TrainTransform(SIZE, crop="inception", flip=True)
+PAPER = TrainTransform(
+    SIZE, crop="inception", flip=True, policy="autoaugment", jitter=0.4, lighting=0.1
+)
+
+
+def ours(folder: Path, transform: TrainTransform, workers: int) -> Callable[[], Iterator]:
+    """Batches of this project's pipeline."""
+    images = Images(open_dataset(f"folder:{folder}").train)
+    share = Share(BATCH_SIZE.value)
+    return lambda: train_batches(images, transform, share, seed=0, workers=workers)
+
+
+def tf_data(folder: Path, antialias: bool) -> Callable[[], Iterator]:
+    """Batches of tf.data: decoding and cropping in one, as its ImageNet pipelines do."""
+    import tensorflow as tf
+
+    paths = [str(path) for path in sorted(folder.glob("train/*/*.jpg"))]
+
+    def load(path):
+        encoded = tf.io.read_file(path)
+        shape = tf.image.extract_jpeg_shape(encoded)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            shape,
+            tf.zeros((1, 0, 4)),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
+        image = tf.image.resize(image, (SIZE, SIZE), antialias=antialias)
+        image = tf.image.random_flip_left_right(image)
+        return tf.cast(tf.clip_by_value(image, 0, 255), tf.uint8)
+
+    dataset = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
+    dataset = dataset.map(load, tf.data.AUTOTUNE).batch(BATCH_SIZE.value)
+    return lambda: dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def rate(start: Callable[[], Iterator]) -> float:
+    """Images a second of one round, after its first batches."""
+    batches = start()
+    for _ in range(4):
+        next(batches)
+    count = max(1, IMAGES.value // BATCH_SIZE.value)
+    begun = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    elapsed = time.perf_counter() - begun
+    getattr(batches, "close", lambda: None)()
+    return count * BATCH_SIZE.value / elapsed
+
+
+def main(_: list[str]) -> None:
+    """Time the rows and print the table."""
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder, IMAGES.value, 20)
+        rows = {"ours, threads": ours(folder, PLAIN, 0), "ours, 2 workers": ours(folder, PLAIN, 2)}
+        if RECIPE.value:
+            rows["ours, paper's augmentation, 2 workers"] = ours(folder, PAPER, 2)
+        if importlib.util.find_spec("tensorflow"):
+            rows["tf.data, antialiased"] = tf_data(folder, True)
+            rows["tf.data, not antialiased"] = tf_data(folder, False)
+        else:
+            print("tf.data is left out: TensorFlow is not installed")
+        rates = {row: [] for row in rows}
+        for index in range(ROUNDS.value):
+            for row in list(rows)[:: 1 if index % 2 else -1]:
+                rates[row].append(rate(rows[row]))
+    print(f"{IMAGES.value} JPEGs of about 500 px, {cores} cores, medians of {ROUNDS.value} rounds")
+    print("| | images/s | range | images/s a core | cores for 7,000 images/s |")
+    print("|---|---|---|---|---|")
+    for row, values in rates.items():
+        median = statistics.median(values)
+        print(
+            f"| {row} | {median:.0f} | {min(values):.0f} - {max(values):.0f} "
+            f"| {median / cores:.0f} | {WANTED / median * cores:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    commands.run(main)
