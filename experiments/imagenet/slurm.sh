@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# A SLURM cluster: one task a node, each with all GPUs of its node. The tasks find each other.
+#   sbatch --nodes=8 experiments/imagenet/slurm.sh resnest50 DATA WORKDIR [--config.KEY=VALUE ...]
+# Submit from the repository; WORKDIR is on a disk that all nodes share. A job that is preempted or
+# runs out of time stores its last step and is queued again, and goes on from there.
+#SBATCH --job-name=resnest
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --output=slurm-%j.out
+#SBATCH --open-mode=append
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
+model=$1 data=$2 workdir=$3
+shift 3
+srun --kill-on-bad-exit=1 python -m resnest_jax.train "--config=configs/imagenet.py:$model" \
+  "--config.dataset=$data" "--workdir=$workdir" "$@" &
+srun_id=$!
+trap 'kill -TERM $srun_id' TERM
+wait $srun_id
+code=$?
+# 143: told to stop, and stored.
+if [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"

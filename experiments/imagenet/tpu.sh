@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# A TPU slice: the same command on every host; the hosts find each other.
+#   experiments/imagenet/tpu.sh NAME ZONE resnest50 DATA WORKDIR [--config.KEY=VALUE ...]
+# NAME and ZONE are those of the slice. Every host has this repository, installed, in ~/resnest_jax;
+# DATA and WORKDIR are gs:// mounts or disks that all of them see.
+set -euo pipefail
+name=$1 zone=$2 model=$3 data=$4 workdir=$5
+shift 5
+command="cd ~/resnest_jax && python -m resnest_jax.train --config=configs/imagenet.py:$model"
+command+=" --config.dataset=$data --workdir=$workdir $*"
+exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"
