@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A SLURM cluster: one task a node, each with all GPUs of its node. The tasks find each other.
+# A SLURM cluster: one task a GPU. The tasks find each other.
 #   sbatch --nodes=8 experiments/imagenet/slurm.sh resnest50 DATA WORKDIR [--config.KEY=VALUE ...]
 # Submit from the repository; WORKDIR is on a disk that all nodes share. A job that is preempted or
 # runs out of time stores its last step and is queued again, and goes on from there.
 #SBATCH --job-name=resnest
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64
+#SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --signal=TERM@120

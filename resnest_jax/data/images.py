@@ -96,5 +96,6 @@ class Images:
         if count > self._max_unreadable:
             raise InputError(
                 f"{count} images cannot be read, more than loader.max_unreadable "
-                f"{self._max_unreadable}: {self._log} lists them; the last: {error}"
+                f"{self._max_unreadable}: {self._log} lists them (delete it to count anew); "
+                f"the last: {error}"
             )

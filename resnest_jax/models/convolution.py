@@ -1,6 +1,7 @@
 """Convolution: one parameter layout, several ways to express it, chosen here and nowhere else."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -9,8 +10,9 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from resnest_jax.errors import InputError
+from resnest_jax.models import winograd
 
-EXPRESSIONS = ("auto", "grouped", "split")
+EXPRESSIONS = ("auto", "grouped", "split", "winograd", "patches")
 
 # The authors' initialisation: a normal that is not truncated, fan-out k * k * features.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -63,10 +65,14 @@ class Conv(nn.Module):
                 "channels; choose another radix, cardinality or width"
             )
         fan_in = in_channels // self.groups
-        shape = (self.kernel_size, self.kernel_size, fan_in, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = conv2d(x, kernel, self.strides, self.dilation, self.groups, self.expression)
+        x = x.astype(self.dtype)
+        if self.has_variable("params", "winograd"):
+            kernels = self.get_variable("params", "winograd")
+            x = winograd.convolve(x, [kernel.astype(self.dtype) for kernel in kernels])
+        else:
+            shape = (self.kernel_size, self.kernel_size, fan_in, self.features)
+            kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+            x = conv2d(x, kernel, self.strides, self.dilation, self.groups, self.expression)
         if self.use_bias:
             init = uniform_init(fan_in * self.kernel_size**2)
             bias = self.param("bias", init, (self.features,)).astype(self.dtype)
@@ -88,7 +94,10 @@ def conv2d(
       ``grouped``: XLA's own grouped convolution;
       ``split``: one dense convolution a group, which XLA:CPU keeps on its fast path in both
         directions;
-      ``auto``: ``split`` for up to 8 groups on CPU, ``grouped`` elsewhere.
+      ``winograd``: Winograd's algorithm a group (``models.winograd``), where it exists: 3x3,
+        without strides or dilation; elsewhere as ``split``;
+      ``patches``: the pixels under the kernel side by side and one matrix product a group;
+      ``auto``: what was measured to be fastest, see ``_fastest``.
     A 1x1 convolution is a matrix product a group, whatever the expression.
 
     Raises:
@@ -99,25 +108,62 @@ def conv2d(
     if kernel.shape[:2] == (1, 1):
         return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
     if expression == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        expression = "split" if on_cpu and groups <= 8 else "grouped"
-    pad = dilation * (kernel.shape[0] - 1) // 2
-
-    def conv(x, kernel, groups=1):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(strides, strides),
-            padding=((pad, pad), (pad, pad)),
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    if expression == "grouped" or groups == 1:
-        return conv(x, kernel, groups)
+        expression = _fastest(x.shape, kernel.shape, strides, dilation, groups)
+    if expression == "grouped":
+        return _direct(x, kernel, strides, dilation, groups)
+    if expression == "winograd" and winograd.exists(kernel.shape, strides, dilation):
+        return winograd.conv3x3(x, kernel, groups)
+    if expression == "patches":
+        form = partial(_patches, strides=strides, dilation=dilation)
+    else:
+        form = partial(_direct, strides=strides, dilation=dilation)
+    if groups == 1:
+        return form(x, kernel)
     pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    return jnp.concatenate([conv(*pair) for pair in pairs], -1)
+    return jnp.concatenate([form(*pair) for pair in pairs], -1)
+
+
+def _fastest(x_shape: tuple, kernel_shape: tuple, strides: int, dilation: int, groups: int) -> str:
+    """The expression for a shape: from ``python -m experiments.benchmark --layers``."""
+    if jax.default_backend() != "cpu" or groups > 8:
+        return "grouped"
+    _, height, width, in_channels = x_shape
+    kernel_size, _, group_channels, _ = kernel_shape
+    if in_channels <= 4 and kernel_size == 3:
+        return "patches"
+    one_device = jax.device_count() == 1  # the chunks of winograd would cut a sharded batch
+    exists = winograd.exists(kernel_shape, strides, dilation)
+    if exists and one_device and group_channels >= 64 and height * width <= 64**2:
+        return "winograd"
+    return "split"
+
+
+def _direct(
+    x: jax.Array, kernel: jax.Array, strides: int, dilation: int, groups: int = 1
+) -> jax.Array:
+    """XLA's own convolution."""
+    pad = dilation * (kernel.shape[0] - 1) // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(strides, strides),
+        padding=((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _patches(x: jax.Array, kernel: jax.Array, strides: int, dilation: int) -> jax.Array:
+    """Rows of pixels side by side, then columns: copies of whole runs of memory."""
+    size = kernel.shape[0]
+    reach = dilation * (size - 1)
+    height, width = ((n - 1) // strides * strides + 1 for n in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (reach // 2, reach // 2), (reach // 2, reach // 2), (0, 0)))
+    taps = range(0, reach + 1, dilation)
+    x = jnp.concatenate([x[:, i : i + height : strides] for i in taps], -1)
+    x = jnp.concatenate([x[:, :, j : j + width : strides] for j in taps], -1)
+    return x @ kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:

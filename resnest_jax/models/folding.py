@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnest_jax.errors import InputError
+from resnest_jax.models import winograd
 from resnest_jax.models.normalization import BatchNorm
 from resnest_jax.models.resnest import ResNeSt
 
@@ -45,7 +47,14 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
         if (*conv, "bias") in params:
             params[*conv, "bias"] = params[*conv, "bias"] * factor
         params[*norm, "bias"] = params[*norm, "bias"] - stats[*norm, "mean"] * factor
-    params = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in params.items()}
+    if model.expression == "auto" and jax.default_backend() == "cpu":
+        for conv, groups in winograd_convolutions(model):
+            kernels = np.split(params.pop((*conv, "kernel")), groups, -1)
+            params[*conv, "winograd"] = [winograd.transform_kernel(k) for k in kernels]
+    params = {
+        path: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), leaf)
+        for path, leaf in params.items()
+    }
     return model.clone(norm="folded"), {"params": unflatten_dict(params)}
 
 
@@ -60,3 +69,14 @@ def _convolution_before(norm: Path, params: Mapping[Path, np.ndarray]) -> Path:
             f"it, named {' or '.join(filter(None, names))}"
         )
     return found[0]
+
+
+def winograd_convolutions(model: ResNeSt) -> list[tuple[Path, int]]:
+    """Path and groups of the convolutions that Winograd's algorithm does best on CPU."""
+    found = []
+    for block, settings in model.block_settings():
+        groups = settings["radix"] * settings["cardinality"]
+        strides = 1 if settings["avd"] else settings["strides"]
+        if groups and settings["width"] // groups >= 64 and strides == settings["dilation"] == 1:
+            found.append(((block, "conv2", "conv"), groups))
+    return found

@@ -12,6 +12,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.models.attention_units import SelectiveKernel, SqueezeExcitation
 from resnest_jax.models.convolution import EXPRESSIONS, Conv, uniform_init
 from resnest_jax.models.normalization import MODES, BatchNorm
+from resnest_jax.models.pooling import average_pool, max_pool, shortcut_pool
 from resnest_jax.models.regularization import DropBlock, drop_path
 from resnest_jax.models.split_attention import SplitAttention
 
@@ -20,17 +21,6 @@ ModuleDef = Callable[..., nn.Module]
 EXPANSION = 4  # output channels of a bottleneck over its planes
 MIN_SIZE = 32
 ATTENTIONS = ("split", "se", "sk")
-
-
-def average_pool(x: jax.Array, strides: int) -> jax.Array:
-    """The 3x3 average pool of AVD: one pixel of padding, which counts in the mean."""
-    return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
-
-
-def shortcut_pool(x: jax.Array, strides: int) -> jax.Array:
-    """The shortcut's average pool: odd edges pool what is there (ceil mode, no padding counted)."""
-    window = (strides, strides)
-    return nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
 
 
 class Stem(nn.Module):
@@ -256,7 +246,7 @@ class ResNeSt(nn.Module):
         _check_images(images)
         x = self.stem(images.astype(self.dtype), train)
         endpoints = {"c1": x}
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         for name, _ in self.block_settings():
             x = getattr(self, name)(x, train, progress)
             endpoints[f"c{stage_of(name) + 1}"] = x

@@ -1,0 +1,83 @@
+"""Pools, written as strided slices on CPU: XLA's windows take several times as long there."""
+
+from functools import reduce
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+WINDOW = [(i, j) for i in range(3) for j in range(3)]
+
+
+def on_cpu() -> bool:
+    """Whether programs are compiled for CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The 3x3 max pool of the stem, stride 2, padding 1: (B, H, W, C), sizes halved, rounded up.
+
+    The gradient goes to the first of several equal maxima.
+    """
+    if on_cpu():
+        return _max_pool_slices(x)
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def average_pool(x: jax.Array, strides: int) -> jax.Array:
+    """The 3x3 average pool of AVD: one pixel of padding, which counts in the mean."""
+    if on_cpu():
+        return sum(_windows(x, strides, 0)) / 9
+    return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
+
+
+def shortcut_pool(x: jax.Array, strides: int) -> jax.Array:
+    """The shortcut's average pool: odd edges pool what is there (ceil mode, no padding counted)."""
+    window = (strides, strides)
+    if on_cpu() and x.shape[1] % strides == 0 and x.shape[2] % strides == 0:
+        offsets = [(i, j) for i in range(strides) for j in range(strides)]
+        return sum(x[:, i::strides, j::strides] for i, j in offsets) / strides**2
+    return nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
+
+
+def _windows(x: jax.Array, strides: int, fill: float) -> list[jax.Array]:
+    """The nine pixels of every 3x3 window, row by row, edges filled."""
+    height, width = ((size - 1) // strides * strides + 1 for size in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
+    return [x[:, i : i + height : strides, j : j + width : strides] for i, j in WINDOW]
+
+
+@jax.custom_vjp
+def _max_pool_slices(x: jax.Array) -> jax.Array:
+    return reduce(jnp.maximum, _windows(x, 2, -jnp.inf))
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _max_pool_slices(x), x
+
+
+def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    """Every pixel gathers from the one, two or four windows that it lies in, by its parity."""
+    best, first = None, None
+    for i, pixel in enumerate(_windows(x, 2, -jnp.inf)):
+        if i == 0:
+            best, first = pixel, jnp.zeros(pixel.shape, jnp.int8)
+        else:
+            larger = pixel > best
+            best, first = jnp.where(larger, pixel, best), jnp.where(larger, jnp.int8(i), first)
+    batch, rows, columns, channels = dy.shape
+    beyond = ((0, 0), (0, 1), (0, 1), (0, 0))
+    dy, first = jnp.pad(dy, beyond), jnp.pad(first, beyond, constant_values=-1)
+
+    def gather(down: int, right: int, place: int) -> jax.Array:
+        window = (slice(None), slice(down, down + rows), slice(right, right + columns))
+        return jnp.where(first[window] == place, dy[window], 0)
+
+    even = jnp.stack([gather(0, 0, 4), gather(0, 0, 5) + gather(0, 1, 3)], 3)
+    corners = gather(0, 0, 8) + gather(0, 1, 6) + gather(1, 0, 2) + gather(1, 1, 0)
+    odd = jnp.stack([gather(0, 0, 7) + gather(1, 0, 1), corners], 3)
+    dx = jnp.stack([even, odd], 2).reshape(batch, 2 * rows, 2 * columns, channels)
+    return (dx[:, : x.shape[1], : x.shape[2]],)
+
+
+_max_pool_slices.defvjp(_max_pool_forward, _max_pool_backward)
