@@ -1,8 +1,11 @@
-"""A small ResNeSt on scikit-learn's handwritten digits, scaled up to 32x32.
+"""A small ResNeSt on real digits among clutter: a task that tells small networks apart.
 
-    python -m resnest_jax.train --config=configs/digits.py --workdir=runs/digits
+    python -m resnest_jax.train --config=configs/cluttered_digits.py --workdir=runs/cluttered_digits
 
-1,437 images to train on and 360 held out.
+5,748 pictures of 32x32 pixels to train on and 3,600 of other digits held out (see
+resnest_jax/data/cluttered_digits.py). About a minute on two cores. Width, depth and attention
+change the accuracy here by more than seeds do, which they do not on plain digits. What it does not
+show is ImageNet: ten classes, tiny pictures, an eighth of the width and a dozen epochs.
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +16,11 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            # Any field of create_model can stand here. A quarter of the published width.
+            # Any field of create_model can stand here. An eighth of the published width.
             "model": {
                 "name": "resnest14_fast_2s1x64d",
-                "planes": (16, 32, 64, 128),
-                "stem_width": 16,
+                "planes": (8, 16, 32, 64),
+                "stem_width": 8,
                 "dropout": 0.0,
                 "drop_block": 0.0,
                 "drop_path": 0.0,
@@ -29,12 +32,12 @@ def get_config() -> ConfigDict:
             "eval_split": "auto",
             "image_size": 32,
             "batch_size": 64,
-            "epochs": 30.0,
+            "epochs": 12.0,
             "label_smoothing": 0.1,
             "augment": {
                 "shift": 0.125,  # of the side, in both directions
                 "flip": False,  # a mirrored digit is another character
-                "mixup": 0.2,  # of Beta(a, a), one weight a batch; 0: none
+                "mixup": 0.0,  # of Beta(a, a), one weight a batch; 0: none
             },
             "optimizer": {
                 "base_learning_rate": 0.4,  # of 256 images; scaled by batch_size / 256
@@ -47,7 +50,7 @@ def get_config() -> ConfigDict:
             "loader": {"workers": 0},
             "log_every_steps": 50,
             # Evaluates and saves a checkpoint.
-            "eval_every_epochs": 1.0,
-            "checkpoint": {"keep_last": 2},  # and the best one
+            "eval_every_epochs": 2.0,
+            "checkpoint": {"keep_last": 1},  # and the best one
         }
     )
