@@ -35,10 +35,19 @@ class Cell(NamedTuple):
 
 # Radix, cardinality and width as in the paper's table 3.
 RADIX = ("0s1x64d", "1s1x64d", "2s1x64d", "4s1x64d", "2s2x40d")
-MIXUP: Changes = {"augment.mixup": 0.2}
-NO_MIXUP: Changes = {"augment.mixup": 0.0}
+_PLAIN: Changes = {"mix.mixup": 0.0, "augment.policy": "none"}
+_MIXUP = _PLAIN | {"mix.mixup": 0.2}
+_POLICY = _MIXUP | {"augment.policy": "autoaugment"}
 PRESETS: dict[str, tuple[Cell, ...]] = {
     "radix": tuple(Cell(name, name, {}) for name in RADIX),
+    # The paper's table of tricks, each with those above it.
+    "tricks": (
+        Cell("ResNet-D", "0s1x64d", _PLAIN),
+        Cell("+ mixup", "0s1x64d", _MIXUP),
+        Cell("+ AutoAugment", "0s1x64d", _POLICY),
+        Cell("split attention, fast", "2s1x64d", _POLICY),
+        Cell("split attention", "2s1x64d", _POLICY | {"model.avd_first": False}),
+    ),
     # The units that the paper compares, in one and the same net: that of ResNet-D.
     "units": (
         Cell("ResNet-D", "0s1x64d", {}),
