@@ -1,7 +1,7 @@
 """Ablate radix R, cardinality K, width D, or any field of a recipe, over seeds.
 
     python -m experiments.ablation --config=configs/cluttered_digits.py \
-        --grid=0s1x64d,1s1x64d,2s1x64d,4s1x64d,2s2x40d --seeds=3 --workdir=runs/ablation
+        --grid=0s1x64d,1s1x64d,2s1x64d,4s1x64d,1s2x48d,2s2x48d --seeds=3 --workdir=runs/ablation
     python -m experiments.ablation --costs_only --preset=radix --workdir=runs/costs
 
 Every cell of the grid with every seed is an ordinary training run below DIR/runs: the same command
