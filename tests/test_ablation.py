@@ -273,23 +273,36 @@ def test_costs_are_measured_once_a_model(tmp_path):
     small = {"name": "resnest14", "planes": [8, 8, 8, 8], "stem_width": 4, "num_classes": 10}
     models = {"a": small, "a again": dict(small)}
     setting = costs.Setting(32, 2, 2)
-    measured = costs.measure(models, setting, tmp_path / "costs.json")
+    measured, device = costs.measure(models, setting, tmp_path / "costs.json")
     assert measured["a"] == measured["a again"] and measured["a"]["params"] == 12_614
     low, median, high = measured["a"]["train"]
     assert 0 < low <= median <= high
     assert measured["a"]["train_mb"] is None or measured["a"]["train_mb"] > 0
-    assert costs.measure(models, setting, tmp_path / "costs.json") == measured  # not again
-    table = report.cost_table(measured, setting, "a device")
+    again = costs.measure(models, setting, tmp_path / "costs.json")
+    assert again == (measured, device)  # to the last digit of the speeds: not measured again
+    table = report.cost_table(measured, setting, device)
     assert "| a | 12,614 | 0.000339 | 0.00033 |" in table
 
 
 def test_published_figures_stand_beside_the_papers_own_models_only():
     cells = grid.parse_grid([], [], "radix")
     models = {cell.name: grid.cell_model_fields(cell, grid.FAMILY) for cell in cells}
-    table = report.published_table(models)
+    table = report.published_tables(models)
     assert "| 2s1x64d | 27,483,240 | 4.34 | 80.64 | 533.0 | 0.77 |" in table
-    assert "not measured here" in table
-    assert report.published_table({"2s1x64d": models["2s1x64d"] | {"num_classes": 10}}) == ""
+    assert "not measured here" in table and "tricks" not in table
+    one = models["2s1x64d"]
+    assert report.published_tables({"x": one | {"drop_block": 0.1, "num_classes": 1000}})
+    for changed in ({"num_classes": 10}, {"avd_first": False}, {"stem_width": 64}):
+        assert report.published_tables({"x": one | changed}) == ""
+
+
+def test_the_papers_tricks():
+    names = {cell.name: {"name": "resnest14"} for cell in grid.PRESETS["tricks"]}
+    table = report.published_tables(names)
+    assert "| ResNet-D | 78.31 |" in table and "| split attention | 81.13 |" in table
+
+
+def test_without_a_recipe_only_the_model_varies():
     with pytest.raises(InputError, match="only model"):
         grid.cell_model_fields(Cell("x", "2s1x64d", {"epochs": 3.0}), grid.FAMILY)
 

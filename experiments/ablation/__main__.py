@@ -7,7 +7,9 @@
 Every cell of the grid with every seed is an ordinary training run below DIR/runs: the same command
 goes on where it stopped, and runs nothing twice. A run that fails is told of and stops no other.
 Leaves DIR/results.csv and results.json (a line a run), table.md, tradeoff.png, curves.png and
-costs.json. The exit code is 1 if a run failed.
+costs.json. The exit code is 1 if a run failed. Each run takes the whole machine's accelerators:
+with any, leave --jobs at 1. Costs are measured where the command runs; to have those of another
+machine, run it there with --costs_only first, in the same directory.
 """
 
 from pathlib import Path
@@ -103,14 +105,14 @@ def sweep(
     }
     report.write_results(rows, about, workdir)
     setting = _setting(CONFIG.value)
-    measured = costs.measure(models, setting, workdir / costs.COSTS)
+    measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     plot_tradeoff(top1, measured, baseline, workdir / "tradeoff.png")
     plot_curves(todo, workdir / "curves.png")
     _write_table(
         [
             report.accuracy_table(rows, comparisons, baseline),
-            report.cost_table(measured, setting, jobs.provenance()["device"]),
-            report.published_table(models),
+            report.cost_table(measured, setting, device),
+            report.published_tables(models),
         ],
         workdir,
     )
@@ -123,9 +125,9 @@ def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) 
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
-    measured = costs.measure(models, setting, workdir / costs.COSTS)
-    table = report.cost_table(measured, setting, jobs.provenance()["device"])
-    _write_table([table, report.published_table(models)], workdir)
+    measured, device = costs.measure(models, setting, workdir / costs.COSTS)
+    table = report.cost_table(measured, setting, device)
+    _write_table([table, report.published_tables(models)], workdir)
     return 0
 
 

@@ -28,8 +28,13 @@ class Setting(NamedTuple):
     repeats: int
 
 
-def measure(models: dict[str, dict], setting: Setting, path: Path) -> dict[str, dict[str, Any]]:
+def measure(
+    models: dict[str, dict], setting: Setting, path: Path
+) -> tuple[dict[str, dict[str, Any]], str]:
     """Costs of every cell, kept in ``path``; what stands there for the same models is used.
+
+    It may have been measured on another machine: on the one with the accelerator, for a sweep
+    that was sent to a cluster.
 
     Args:
       models: fields of ``create_model`` by cell; cells of one and the same model share a row.
@@ -37,14 +42,13 @@ def measure(models: dict[str, dict], setting: Setting, path: Path) -> dict[str, 
     Returns:
       By cell: ``params``, ``gmacs`` (fvcore's convention), ``gmacs_authors``, ``train_mb``
       (temporary memory of the compiled training step, 1e6 bytes an image), ``infer`` and ``train``
-      (images/s: lower quartile, median, upper quartile).
+      (images/s: lower quartile, median, upper quartile). And the device that it was measured on.
     """
-    asked = {"setting": setting._asdict(), "models": models, **provenance()}
-    asked = json.loads(json.dumps(asked))
+    asked = json.loads(json.dumps({"setting": setting._asdict(), "models": models}))
     if path.exists():
         stored = json.loads(path.read_text())
         if stored["asked"] == asked:
-            return stored["costs"]
+            return stored["costs"], stored["device"]
     distinct: dict[str, str] = {}  # the model in full -> the first cell that has it
     first = {
         cell: distinct.setdefault(json.dumps(fields, sort_keys=True), cell)
@@ -52,8 +56,9 @@ def measure(models: dict[str, dict], setting: Setting, path: Path) -> dict[str, 
     }
     measured = _measure({cell: create_model(**models[cell]) for cell in distinct.values()}, setting)
     costs = {cell: measured[first[cell]] for cell in models}
-    write_json(path, {"asked": asked, "costs": costs})
-    return costs
+    made_by = provenance()
+    write_json(path, {"asked": asked, **made_by, "costs": costs})
+    return costs, made_by["device"]
 
 
 def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str, Any]]:

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from experiments.ablation.costs import Setting
-from experiments.ablation.published import published
+from experiments.ablation.published import TRICKS, Published, published
 from experiments.ablation.significance import Comparison, power_note, statement
 from experiments.ablation.sweep import METRIC, Row
 from resnest_jax.files import replace_file
@@ -106,23 +107,27 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def published_table(models: dict[str, dict]) -> str:
-    """The paper's figures of the cells that are its own models; empty if there are none.
+def published_tables(models: dict[str, dict]) -> str:
+    """The paper's figures of the cells that are its own; empty if there are none.
 
     Args:
-      models: fields of ``create_model`` by cell; a cell that changes any is another model.
+      models: fields of ``create_model`` by cell.
     """
-    known = {cell: published(fields["name"]) for cell, fields in models.items() if len(fields) == 1}
-    known = {cell: figures for cell, figures in known.items() if figures}
-    if not known:
-        return ""
+    known = {cell: figures for cell, fields in models.items() if (figures := published(fields))}
+    parts = [_radix_table(known)] if known else []
+    if set(models) <= set(TRICKS):
+        parts.append(_tricks_table(models))
+    return "\n".join(parts)
+
+
+def _radix_table(known: dict[str, Published]) -> str:
     first = next(iter(known.values()))
     lines = [
         "Published, **not measured here**: ImageNet, 224 pixels, one V100 (the paper's table of "
-        "radix and cardinality; GMACs of the authors' table). Parameters and GMACs are the same "
-        "measurement as above; speed and accuracy are not.",
+        "radix and cardinality; GMACs of the authors' ablation). Parameters and GMACs are the "
+        "same measurement as above; speed and accuracy are not.",
         "",
-        "| cell | params | GMACs | top-1 % | images/s, V100 | times the first |",
+        "| cell | params | GMACs | top-1 % | inference images/s, V100 | times the first |",
         "|---|---|---|---|---|---|",
     ]
     for cell, p in known.items():
@@ -131,4 +136,16 @@ def published_table(models: dict[str, dict]) -> str:
             f"| {cell} | {p.params:,} | {gmacs} | {p.top1:.2f} | {p.v100} "
             f"| {p.v100 / first.v100:.2f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def _tricks_table(cells: Iterable[str]) -> str:
+    lines = [
+        "Published, **not measured here**: top-1 of 50 layers on ImageNet (the paper's table of "
+        "tricks).",
+        "",
+        "| cell | top-1 % |",
+        "|---|---|",
+        *(f"| {cell} | {TRICKS[cell]:.2f} |" for cell in cells),
+    ]
     return "\n".join(lines) + "\n"
