@@ -14,7 +14,6 @@ import resnest_jax
 from resnest_jax.errors import InputError
 from resnest_jax.models import __main__ as models_command
 from resnest_jax.models import zoo
-from resnest_jax.models.costs import count_macs, count_parameters
 from resnest_jax.models.normalization import BatchNorm
 from resnest_jax.models.regularization import DropBlock, drop_path
 
@@ -24,16 +23,6 @@ def init_shapes(model, size=64):
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-@pytest.mark.parametrize("name", zoo.MODELS)
-def test_published_figures(name):
-    """Parameters exactly; GMACs to the digits printed (timm's) or to 0.02 (the ablation's)."""
-    model, entry = resnest_jax.create_model(name), zoo.MODELS[name]
-    assert count_parameters(model) == entry.params
-    if entry.gmacs is not None:
-        gmacs = count_macs(model, entry.gmacs_size) / 1e9
-        assert abs(gmacs - entry.gmacs) <= (0.02 if "_fast_" in name else 0.005)
-
-
 def test_table_of_models(capsys, monkeypatch):
     few = {name: zoo.MODELS[name] for name in ("resnest50", "seresnet50")}
     monkeypatch.setattr(models_command, "MODELS", few)
@@ -41,7 +30,7 @@ def test_table_of_models(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     (row,) = [line.split() for line in lines if line.startswith("resnest50 ")]
-    assert row[1:9] == ["2", "1", "64", "27,483,240", "5.40", "224", "81.03", "224"]
+    assert row[1:10] == ["2", "1", "64", "27,483,240", "5.40", "fvcore", "224", "81.03", "224"]
 
 
 def test_names_of_parameters():

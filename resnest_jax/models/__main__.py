@@ -1,12 +1,13 @@
 """Print the table of models: python -m resnest_jax.models
 
-Parameters and GMACs are computed from the models; accuracy is the published one.
+Parameters and GMACs are computed from the models, these by the convention that the published
+figure follows, fvcore's or the authors'; accuracy is the published one.
 """
 
 from resnest_jax.models.costs import count_macs, count_parameters
 from resnest_jax.models.zoo import MODELS, create_model
 
-HEADER = ("model", "R", "K", "d", "params", "GMACs", "at", "top-1", "at", "source")
+HEADER = ("model", "R", "K", "d", "params", "GMACs", "as", "at", "top-1", "at", "source")
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -21,7 +22,8 @@ def rows() -> list[tuple[str, ...]]:
                 f"{model.cardinality}",
                 f"{model.bottleneck_width}",
                 f"{count_parameters(model):,}",
-                f"{count_macs(model, entry.gmacs_size) / 1e9:.2f}",
+                f"{count_macs(model, entry.gmacs_size, convention=entry.convention) / 1e9:.2f}",
+                entry.convention,
                 f"{entry.gmacs_size}",
                 f"{entry.top1:.2f}" if entry.top1 else "",
                 f"{entry.test_crop}" if entry.top1 else "",

@@ -27,9 +27,9 @@ TIMM_BLOCKS = "timm 1.0, its skresnet50 at depth 101"
 class Model(NamedTuple):
     """A model: the fields of ``ResNeSt`` that make it, and its published figures.
 
-    ``gmacs`` are multiply-adds (1e9) of convolutions and dense layers at ``gmacs_size`` pixels;
-    ``top1`` is ImageNet accuracy in percent at a test crop of ``test_crop`` pixels; ``source``
-    is where parameters and accuracy are from.
+    ``gmacs`` are multiply-adds (1e9) at ``gmacs_size`` pixels, counted by ``convention``, see
+    ``count_macs``; ``top1`` is ImageNet accuracy in percent at a test crop of ``test_crop``
+    pixels; ``source`` is where parameters and accuracy are from.
     """
 
     fields: dict[str, Any]
@@ -39,6 +39,7 @@ class Model(NamedTuple):
     test_crop: int = 224
     top1: float | None = None
     source: str = AUTHORS
+    convention: str = "fvcore"
 
 
 def _resnest(depth: int, **fields) -> dict:
@@ -68,6 +69,14 @@ def _resnet(depth: int, **fields) -> dict:
     return _resnet_d(depth) | {"deep_stem": False, "avg_down": False} | fields
 
 
+def _ablated(
+    radix: int, cardinality: int, width: int, params: int, gmacs: float, top1: float
+) -> Model:
+    """A row of the authors' ablation."""
+    fields = _fast(50, radix, cardinality, width)
+    return Model(fields, params, gmacs, top1=top1, convention="authors")
+
+
 _RESNEXT = {"cardinality": 32, "bottleneck_width": 4}
 
 MODELS: dict[str, Model] = {
@@ -77,13 +86,13 @@ MODELS: dict[str, Model] = {
     "resnest101": Model(_resnest(101), 48_275_016, 13.38, 256, 256, 82.83),
     "resnest200": Model(_resnest(200), 70_201_544, 35.69, 320, 320, 83.84),
     "resnest269": Model(_resnest(269), 110_929_480, 77.69, 416, 416, 84.54),
-    "resnest50_fast_1s1x64d": Model(_fast(50, 1, 1, 64), 26_217_896, 4.34, top1=80.33),
-    "resnest50_fast_2s1x64d": Model(_fast(50, 2, 1, 64), 27_483_240, 4.34, top1=80.53),
-    "resnest50_fast_4s1x64d": Model(_fast(50, 4, 1, 64), 31_912_712, 4.35, top1=80.76),
-    "resnest50_fast_1s2x40d": Model(_fast(50, 1, 2, 40), 25_946_680, 4.38, top1=80.59),
-    "resnest50_fast_2s2x40d": Model(_fast(50, 2, 2, 40), 26_943_792, 4.38, top1=80.61),
-    "resnest50_fast_4s2x40d": Model(_fast(50, 4, 2, 40), 30_417_592, 4.41, top1=81.14),
-    "resnest50_fast_1s4x24d": Model(_fast(50, 1, 4, 24), 25_677_000, 4.42, top1=80.99),
+    "resnest50_fast_1s1x64d": _ablated(1, 1, 64, 26_217_896, 4.34, 80.33),
+    "resnest50_fast_2s1x64d": _ablated(2, 1, 64, 27_483_240, 4.34, 80.53),
+    "resnest50_fast_4s1x64d": _ablated(4, 1, 64, 31_912_712, 4.35, 80.76),
+    "resnest50_fast_1s2x40d": _ablated(1, 2, 40, 25_946_680, 4.38, 80.59),
+    "resnest50_fast_2s2x40d": _ablated(2, 2, 40, 26_943_792, 4.38, 80.61),
+    "resnest50_fast_4s2x40d": _ablated(4, 2, 40, 30_417_592, 4.41, 81.14),
+    "resnest50_fast_1s4x24d": _ablated(1, 4, 24, 25_677_000, 4.42, 80.99),
     "resnet50": Model(_resnet(50), 25_557_032, 4.11, source=TIMM),
     "resnet101": Model(_resnet(101), 44_549_160, source=TIMM),
     "resnet152": Model(_resnet(152), 60_192_808, source=TIMM),

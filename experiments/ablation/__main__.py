@@ -1,0 +1,168 @@
+"""Ablate radix R, cardinality K, width D, or any field of a recipe, over seeds.
+
+    python -m experiments.ablation --config=configs/cluttered_digits.py \
+        --grid=0s1x64d,1s1x64d,2s1x64d,4s1x64d,1s2x48d,2s2x48d --seeds=3 --workdir=runs/ablation
+    python -m experiments.ablation --costs_only --preset=radix --workdir=runs/costs
+
+Every cell of the grid with every seed is an ordinary training run below DIR/runs: the same command
+goes on where it stopped, and runs nothing twice. A run that fails is told of and stops no other.
+Leaves DIR/results.csv and results.json (a line a run), table.md, tradeoff.png, curves.png and
+costs.json. The exit code is 1 if a run failed. Each run takes the whole machine's accelerators:
+with any, leave --jobs at 1. Costs are measured where the command runs; to have those of another
+machine, run it there with --costs_only first, in the same directory.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.ablation import costs, jobs, report
+from experiments.ablation.grid import (
+    PRESETS,
+    Cell,
+    cell_config,
+    cell_model_fields,
+    family_of,
+    parse_grid,
+)
+from experiments.ablation.plots import plot_curves, plot_tradeoff
+from experiments.ablation.significance import compare
+from experiments.ablation.sweep import make_jobs, outcome, run_jobs
+from resnest_jax import commands
+from resnest_jax.data.sources import open_dataset
+from resnest_jax.errors import InputError
+from resnest_jax.files import replace_file
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+GRID = flags.DEFINE_list("grid", [], "Cells RsKxDd, for instance 1s1x64d,2s1x64d.")
+AXIS = flags.DEFINE_multi_string(
+    "axis", [], "A config key and its values, every cell times every value: epochs=5,10."
+)
+PRESET = flags.DEFINE_enum("preset", None, list(PRESETS), "Cells of the paper.")
+BASELINE = flags.DEFINE_string("baseline", None, "Cell to compare with; default: the first.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Runs a cell, with seeds 0, 1, ...", lower_bound=1)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and the results are kept.")
+EXECUTOR = flags.DEFINE_enum(
+    "executor",
+    "process",
+    jobs.EXECUTORS,
+    "What runs them: processes of this machine, or submitit's local or slurm.",
+)
+JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+SUBMITIT = flags.DEFINE_multi_string(
+    "submitit", [], "A parameter of submitit, for instance slurm_partition=gpu."
+)
+COSTS_ONLY = flags.DEFINE_bool("costs_only", False, "Measure what the models cost; train nothing.")
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Side of the images costs are measured at; default: the recipe's, or 224."
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Batch that costs are measured at; default: the recipe's, or 8."
+)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
+flags.mark_flags_as_required(["workdir"])
+
+
+def main(_: list[str]) -> int:
+    """Do the sweep that the flags name."""
+    workdir = Path(WORKDIR.value).expanduser().resolve()
+    cells = parse_grid(GRID.value, AXIS.value, PRESET.value)
+    baseline = BASELINE.value or cells[0].name
+    if baseline not in [cell.name for cell in cells]:
+        raise InputError(f"--baseline: {baseline!r} is no cell; there are {_names(cells)}")
+    if CONFIG.value is None:
+        if not COSTS_ONLY.value:
+            raise InputError("--config must name a recipe, unless --costs_only is given")
+        models = {cell.name: cell_model_fields(cell, family_of(None)) for cell in cells}
+        return write_costs(models, _setting(None), workdir)
+    configs = {cell.name: cell_config(CONFIG.value, cell) for cell in cells}
+    models = model_fields(configs)
+    if COSTS_ONLY.value:
+        return write_costs(models, _setting(CONFIG.value), workdir)
+    return sweep(cells, configs, models, baseline, workdir)
+
+
+def sweep(
+    cells: list[Cell],
+    configs: dict[str, ConfigDict],
+    models: dict[str, dict],
+    baseline: str,
+    workdir: Path,
+) -> int:
+    """Run it and write what came of it; returns the exit code."""
+    launch = jobs.make_launch(EXECUTOR.value, workdir, SUBMITIT.value)
+    todo = make_jobs(cells, configs, SEEDS.value, workdir)
+    run_jobs(todo, launch, JOBS.value)
+    rows = [outcome(job) for job in todo]
+    top1 = report.accuracies(rows)
+    comparisons = compare(top1, baseline)
+    about = {
+        "baseline": baseline,
+        "seeds": SEEDS.value,
+        "cells": {cell.name: configs[cell.name].to_dict() for cell in cells},
+        "comparisons": [comparison._asdict() for comparison in comparisons],
+    }
+    report.write_results(rows, about, workdir)
+    setting = _setting(CONFIG.value)
+    measured, device = costs.measure(models, setting, workdir / costs.COSTS)
+    plot_tradeoff(top1, measured, baseline, workdir / "tradeoff.png")
+    plot_curves(todo, workdir / "curves.png")
+    _write_table(
+        [
+            report.accuracy_table(rows, comparisons, baseline),
+            report.cost_table(measured, setting, device),
+            report.published_tables(models),
+        ],
+        workdir,
+    )
+    return int(any(row["error"] for row in rows))
+
+
+def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) -> int:
+    """Measure what the models cost and write the table; returns the exit code."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+    measured, device = costs.measure(models, setting, workdir / costs.COSTS)
+    table = report.cost_table(measured, setting, device)
+    _write_table([table, report.published_tables(models)], workdir)
+    return 0
+
+
+def model_fields(configs: dict[str, ConfigDict]) -> dict[str, dict]:
+    """Fields of each cell's model, with the number of classes of its data set."""
+    classes: dict[tuple, int] = {}
+    models = {}
+    for cell, config in configs.items():
+        source = (config.dataset, config.train_split, config.eval_split)
+        if source not in classes:
+            # Opened here, it is also prepared but once, before runs that are done side by side.
+            opened = open_dataset(source[0], train_split=source[1], eval_split=source[2])
+            classes[source] = len(opened.class_names)
+        models[cell] = {"num_classes": classes[source], **config.model.to_dict()}
+    return models
+
+
+def _setting(config: ConfigDict | None) -> costs.Setting:
+    image_size, batch_size = (224, 8) if config is None else (config.image_size, config.batch_size)
+    if not isinstance(image_size, int):
+        image_size = max(side for _, side in image_size)  # pairs (epoch, side)
+    return costs.Setting(
+        IMAGE_SIZE.value or image_size, BATCH_SIZE.value or batch_size, REPEATS.value
+    )
+
+
+def _names(cells: list[Cell]) -> str:
+    return ", ".join(cell.name for cell in cells)
+
+
+def _write_table(parts: list[str], workdir: Path) -> None:
+    table = "\n".join(part for part in parts if part)
+    replace_file(workdir / "table.md", table.encode())
+    print(f"\n{table}")
+
+
+if __name__ == "__main__":
+    commands.run(main)

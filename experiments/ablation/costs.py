@@ -1,0 +1,122 @@
+"""What the models of a sweep cost: counted, compiled, and timed side by side."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.ablation.jobs import provenance
+from experiments.timing import random_variables, time_calls
+from resnest_jax import create_model
+from resnest_jax.models.costs import count_macs, count_parameters
+from resnest_jax.models.resnest import ResNeSt
+from resnest_jax.training.metrics import write_json
+
+COSTS = "costs.json"
+
+
+class Setting(NamedTuple):
+    """What costs are measured at: images of a side, a batch of them, rounds of timing."""
+
+    image_size: int
+    batch_size: int
+    repeats: int
+
+
+def measure(
+    models: dict[str, dict], setting: Setting, path: Path
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Costs of every cell, kept in ``path``; what stands there for the same models is used.
+
+    It may have been measured on another machine: on the one with the accelerator, for a sweep
+    that was sent to a cluster.
+
+    Args:
+      models: fields of ``create_model`` by cell; cells of one and the same model share a row.
+
+    Returns:
+      By cell: ``params``, ``gmacs`` (fvcore's convention), ``gmacs_authors``, ``train_mb``
+      (temporary memory of the compiled training step, 1e6 bytes an image), ``infer`` and ``train``
+      (images/s: lower quartile, median, upper quartile). And the device that it was measured on.
+    """
+    asked = json.loads(json.dumps({"setting": setting._asdict(), "models": models}))
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if stored["asked"] == asked:
+            return stored["costs"], stored["device"]
+    distinct: dict[str, str] = {}  # the model in full -> the first cell that has it
+    first = {
+        cell: distinct.setdefault(json.dumps(fields, sort_keys=True), cell)
+        for cell, fields in models.items()
+    }
+    measured = _measure({cell: create_model(**models[cell]) for cell in distinct.values()}, setting)
+    costs = {cell: measured[first[cell]] for cell in models}
+    made_by = provenance()
+    write_json(path, {"asked": asked, **made_by, "costs": costs})
+    return costs, made_by["device"]
+
+
+def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str, Any]]:
+    shape = (setting.batch_size, setting.image_size, setting.image_size, 3)
+    images = jax.random.normal(jax.random.key(0), shape)
+    calls, costs = {}, {}
+    for cell, model in models.items():
+        print(f"costs: compiling {cell} for images {shape}", flush=True)
+        variables = random_variables(model, images)
+        calls[f"{cell} infer"], _ = _compile(model.apply, variables, images)
+        step = _train_step(model)
+        calls[f"{cell} train"], memory = _compile(step, variables, images)
+        costs[cell] = {
+            "params": count_parameters(model),
+            "gmacs": count_macs(model, setting.image_size) / 1e9,
+            "gmacs_authors": count_macs(model, setting.image_size, convention="authors") / 1e9,
+            "train_mb": memory and memory / setting.batch_size / 1e6,
+        }
+    # All take turns in every round, so that what else the machine does falls on all of them.
+    seconds = time_calls(calls, setting.repeats)
+    for name, times in seconds.items():
+        cell, _, kind = name.rpartition(" ")
+        rates = setting.batch_size / np.array(times)
+        costs[cell][kind] = [round(float(q), 3) for q in np.quantile(rates, (0.25, 0.5, 0.75))]
+    return costs
+
+
+def _train_step(model: ResNeSt) -> Callable:
+    """Loss, gradient and a step of SGD with momentum 0.9: what a training step costs."""
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    def step(variables, images):
+        def loss_fn(params):
+            logits, updates = model.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            labels = jnp.arange(len(images)) % logits.shape[-1]
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, updates
+
+        params = variables["params"]
+        grads, updates = jax.grad(loss_fn, has_aux=True)(params)
+        deltas, trace = optimizer.update(grads, optimizer.init(params), params)
+        return optax.apply_updates(params, deltas), updates, trace
+
+    return step
+
+
+def _compile(function: Callable, *args) -> tuple[Callable[[], None], int | None]:
+    """A call that waits for its result, and the bytes of temporary memory; None if not told."""
+    compiled = jax.jit(function).lower(*args).compile()
+    memory = compiled.memory_analysis()
+
+    def call():
+        jax.block_until_ready(compiled(*args))
+
+    return call, getattr(memory, "temp_size_in_bytes", None)

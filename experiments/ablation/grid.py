@@ -1,0 +1,173 @@
+"""The cells of a sweep: what each changes of a recipe, from the words of the command line."""
+
+import ast
+import hashlib
+import itertools
+import json
+import re
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from resnest_jax import create_model
+from resnest_jax.errors import InputError
+from resnest_jax.models.zoo import MODELS
+from resnest_jax.recipe import FREE_SECTIONS
+
+CELL = re.compile(r"\d+s\d+x\d+d")
+FAMILY = "resnest50"
+
+Changes = dict[str, Any]  # dotted config key -> value
+
+
+class Cell(NamedTuple):
+    """A name of the grid and what it changes; of a model, ``variant`` is RsKxDd or a name."""
+
+    name: str
+    variant: str
+    changes: Changes
+
+    @property
+    def folder(self) -> str:
+        """The name as a file name."""
+        return re.sub(r"[^\w.=+-]+", "_", self.name)
+
+
+# Radix, cardinality and width as in the paper's table 3.
+RADIX = ("0s1x64d", "1s1x64d", "2s1x64d", "4s1x64d", "2s2x40d")
+_PLAIN: Changes = {"mix.mixup": 0.0, "augment.policy": "none"}
+_MIXUP = _PLAIN | {"mix.mixup": 0.2}
+_POLICY = _MIXUP | {"augment.policy": "autoaugment"}
+PRESETS: dict[str, tuple[Cell, ...]] = {
+    "radix": tuple(Cell(name, name, {}) for name in RADIX),
+    # The paper's table of tricks, each with those above it.
+    "tricks": (
+        Cell("ResNet-D", "0s1x64d", _PLAIN),
+        Cell("+ mixup", "0s1x64d", _MIXUP),
+        Cell("+ AutoAugment", "0s1x64d", _POLICY),
+        Cell("split attention, fast", "2s1x64d", _POLICY),
+        Cell("split attention", "2s1x64d", _POLICY | {"model.avd_first": False}),
+    ),
+    # The units that the paper compares, in one and the same net: that of ResNet-D.
+    "units": (
+        Cell("ResNet-D", "0s1x64d", {}),
+        Cell("ResNeXt", "0s32x4d", {}),
+        Cell("SE", "0s1x64d", {"model.attention": "se"}),
+        Cell("SK", "0s1x64d", {"model.attention": "sk"}),
+        Cell("split attention", "2s1x64d", {}),
+    ),
+}
+
+
+def parse_grid(words: list[str], axes: list[str], preset: str | None) -> list[Cell]:
+    """Cells: those of the preset and of the words, times every axis ``KEY=VALUE,VALUE``.
+
+    Args:
+      words: RsKxDd, or names of models.
+      axes: each a config key and its values; several in one string are parted by ``;``.
+
+    Raises:
+      InputError: if a word is no cell, an axis has no values, or a cell appears twice.
+    """
+    for word in words:
+        if not CELL.fullmatch(word) and word not in MODELS:
+            raise InputError(
+                f"--grid: {word!r} is no cell; write RsKxDd (radix, cardinality, width), for "
+                "instance 2s1x64d, or the name of a model"
+            )
+    cells = [*(PRESETS[preset] if preset else ()), *(Cell(word, word, {}) for word in words)]
+    if not cells:
+        raise InputError("--grid or --preset must name at least one cell, for instance 2s1x64d")
+    for axis in (part for text in axes for part in text.split(";") if part.strip()):
+        key, values = _parse_axis(axis)
+        cells = [_extend(cell, key, value) for cell, value in itertools.product(cells, values)]
+    names = [cell.name for cell in cells]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"--grid: cell {', '.join(twice)} appears twice")
+    return cells
+
+
+def _parse_axis(axis: str) -> tuple[str, list[Any]]:
+    key, equals, text = axis.strip().partition("=")
+    if not equals or not text or not key:
+        raise InputError(f"--axis: {axis!r} must be KEY=VALUE,VALUE, for instance epochs=5,10")
+    try:
+        values = ast.literal_eval(f"[{text}]")
+    except (ValueError, SyntaxError):
+        values = text.split(",")  # words
+    return key, values
+
+
+def _extend(cell: Cell, key: str, value: Any) -> Cell:
+    text = str(value).replace(" ", "")
+    return cell._replace(name=f"{cell.name} {key}={text}", changes=cell.changes | {key: value})
+
+
+def model_name(family: str, variant: str) -> str:
+    """The model of a cell: RsKxDd of the family, or the variant itself if that is a model."""
+    return f"{family}_fast_{variant}" if CELL.fullmatch(variant) else variant
+
+
+def family_of(config: ConfigDict | None) -> str:
+    """What stands before ``_fast_`` in the name of the recipe's model."""
+    return config.model.name.split("_fast_")[0] if config else FAMILY
+
+
+def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
+    """The recipe with what the cell changes.
+
+    Raises:
+      InputError: if there is no such key, a value is of another type, or the model cannot be.
+    """
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        for key, value in _all_changes(cell, family_of(config)).items():
+            _set(changed, cell.name, key, value)
+    check_model(changed.model.to_dict(), cell.name)
+    return changed
+
+
+def cell_model_fields(cell: Cell, family: str) -> dict:
+    """Fields of ``create_model`` without a recipe: the published sizes."""
+    fields = {}
+    for key, value in _all_changes(cell, family).items():
+        if not key.startswith("model."):
+            raise InputError(f"--axis: without --config only model.* can vary; got {key}")
+        fields[key.removeprefix("model.")] = value
+    check_model(fields, cell.name)
+    return fields
+
+
+def check_model(fields: dict, name: str) -> None:
+    """Raise InputError, naming the cell, if ``create_model`` would refuse the fields."""
+    try:
+        create_model(**fields)
+    except InputError as error:
+        raise InputError(f"cell {name}: {error}") from None
+
+
+def _all_changes(cell: Cell, family: str) -> Changes:
+    return {"model.name": model_name(family, cell.variant)} | cell.changes
+
+
+def _set(config: ConfigDict, cell: str, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    where = config
+    for section in sections:
+        where = where.get(section) if isinstance(where, ConfigDict) else None
+    free = sections == ["model"]  # any field of create_model can stand there
+    if not isinstance(where, ConfigDict) or (last not in where and not free):
+        raise InputError(f"cell {cell}: the config has no key {key!r}")
+    try:
+        where[last] = value
+    except TypeError:
+        raise InputError(
+            f"cell {cell}: {key} must be like {where[last]!r}, a {type(where[last]).__name__}; "
+            f"got {value!r}"
+        ) from None
+
+
+def config_hash(config: ConfigDict) -> str:
+    """Twelve digits of what a result depends on besides the seed."""
+    tree = {k: v for k, v in config.to_dict().items() if k not in (*FREE_SECTIONS, "seed")}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

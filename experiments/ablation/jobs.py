@@ -1,0 +1,147 @@
+"""One run of a sweep, and the ways to have it done: a process of its own, or submitit.
+
+    python -m experiments.ablation.jobs FOLDER
+
+A folder holds ``job.json``, the config; the run leaves ``result.json`` or ``failure.json``.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from resnest_jax import runs
+from resnest_jax.errors import InputError
+from resnest_jax.training.metrics import write_json
+
+JOB, RESULT, FAILURE, LOG = "job.json", "result.json", "failure.json", "log.txt"
+PACKAGES = ("jax", "flax", "optax", "numpy")
+EXECUTORS = ("process", "local", "slurm")
+
+# launch(folder) waits for the run; what went wrong with the process itself, None for nothing.
+Launch = Callable[[Path], str | None]
+
+
+def run_one(folder: Path) -> None:
+    """Train what the folder's job describes, once: a finished one is left as it is."""
+    with _locked(folder):
+        if (folder / RESULT).exists():
+            return
+        config = ConfigDict(json.loads((folder / JOB).read_text()))
+        try:
+            summary = runs.train(config, folder)
+        except Exception as error:
+            traceback.print_exc()
+            write_json(folder / FAILURE, {"error": f"{type(error).__name__}: {one_line(error)}"})
+            return
+        (folder / FAILURE).unlink(missing_ok=True)
+        write_json(folder / RESULT, {"summary": summary, **provenance()})
+
+
+def provenance() -> dict[str, str]:
+    """What computed a result."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    return {
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def one_line(error: object) -> str:
+    """The first line of a message, or all of it if it is short."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait while another process has the folder: one that a killed sweep has left behind."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def make_launch(executor: str, workdir: Path, options: list[str]) -> Launch:
+    """How runs are started: ``process``, or submitit's ``local`` and ``slurm``.
+
+    Raises:
+      InputError: if submitit is missing or refuses the options.
+    """
+    if executor == "process":
+        if options:
+            raise InputError(f"--submitit needs --executor=local or slurm; got {options}")
+        return lambda folder: _launch_process(folder, workdir)
+    return _submitit_launch(executor, workdir, options)
+
+
+def _launch_process(folder: Path, workdir: Path) -> str | None:
+    # What one process has compiled, the next seed of the same cell need not.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.resolve() / "compiled")}
+    with (folder / LOG).open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.ablation.jobs", str(folder)],
+            stdin=subprocess.PIPE,  # its end tells the run that the sweep is no more
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=cache | os.environ,
+        )
+        with process:
+            code = process.wait()
+    if code < 0:
+        hint = "; the memory may not have sufficed" if code == -signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{hint}"
+    return f"exit code {code}, see {folder / LOG}" if code else None
+
+
+def _submitit_launch(cluster: str, workdir: Path, options: list[str]) -> Launch:
+    try:
+        import submitit
+    except ImportError:
+        raise InputError(
+            f"--executor={cluster} needs submitit: pip install 'resnest_jax[slurm]'"
+        ) from None
+    parameters = {"timeout_min": 24 * 60}
+    for option in options:
+        name, _, value = option.partition("=")
+        parameters[name] = int(value) if value.isdecimal() else value
+    try:
+        executor = submitit.AutoExecutor(workdir / "submitit", cluster=cluster)
+        executor.update_parameters(**parameters)
+    except Exception as error:
+        raise InputError(f"--submitit: {one_line(error)}") from None
+    submitting = threading.Lock()
+
+    def launch(folder: Path) -> str | None:
+        with submitting:
+            job = executor.submit(run_one, folder.resolve())
+        error = job.exception()  # waits
+        return one_line(error) if error else None
+
+    return launch
+
+
+def _end_with_parent() -> None:
+    """Leave as soon as the sweep is gone: standard input then ends."""
+
+    def watch():
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    run_one(Path(sys.argv[1]))

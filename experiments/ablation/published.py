@@ -1,0 +1,65 @@
+"""What the paper measured of its own cells: another data set, another machine."""
+
+import dataclasses
+from typing import NamedTuple
+
+from resnest_jax import create_model
+from resnest_jax.models.zoo import MODELS
+
+
+class Published(NamedTuple):
+    """Figures of ResNeSt-50-fast at 224 pixels on ImageNet.
+
+    Attributes:
+      params: trainable parameters.
+      gmacs: multiply-adds (1e9), as the authors count them; None where they give none.
+      top1: ImageNet accuracy in percent, from the paper's table of radix and cardinality.
+      v100: images/s of inference on one V100, same table.
+    """
+
+    params: int
+    gmacs: float | None
+    top1: float
+    v100: float
+
+
+_RADIX = {
+    "0s1x64d": (79.41, 688.2),
+    "1s1x64d": (80.35, 617.6),
+    "2s1x64d": (80.64, 533.0),
+    "4s1x64d": (80.90, 458.3),
+    "2s2x40d": (81.00, 481.8),
+}
+# The paper's table of tricks: ImageNet top-1 in percent by the cells of the preset.
+TRICKS = {
+    "ResNet-D": 78.31,
+    "+ mixup": 79.15,
+    "+ AutoAugment": 79.41,
+    "split attention, fast": 80.64,
+    "split attention": 81.13,
+}
+# What makes no other architecture.
+_TRAINING_FIELDS = ("dropout", "drop_block", "drop_path", "zero_init_last", "norm", "norm_groups")
+_TRAINING_FIELDS += ("remat", "expression", "dtype", "parent", "name")
+
+
+def published(fields: dict) -> Published | None:
+    """The paper's figures of the model that ``create_model`` makes of the fields.
+
+    None for any other than the paper's cells of 50 layers and 1,000 classes.
+    """
+    family, _, cell = fields["name"].partition("_fast_")
+    if family != "resnest50" or cell not in _RADIX:
+        return None
+    if _architecture(fields) != _architecture({"name": fields["name"]}):
+        return None
+    # 0s1x64d is ResNet-D-50, of which the authors' table gives no GMACs.
+    entry = MODELS["resnetd50" if cell == "0s1x64d" else fields["name"]]
+    gmacs = None if cell == "0s1x64d" else entry.gmacs
+    return Published(entry.params, gmacs, *_RADIX[cell])
+
+
+def _architecture(fields: dict) -> dict:
+    model = create_model(**fields)
+    names = [field.name for field in dataclasses.fields(model)]
+    return {name: getattr(model, name) for name in names if name not in _TRAINING_FIELDS}

@@ -1,0 +1,120 @@
+"""All runs of a sweep: what is still to be done, doing it, and what came of it."""
+
+import concurrent.futures
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments.ablation.grid import Cell, config_hash
+from experiments.ablation.jobs import FAILURE, JOB, RESULT, Launch
+from resnest_jax.errors import InputError
+from resnest_jax.training.metrics import write_json
+
+METRIC = "eval_top1"
+Row = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """A cell with a seed, and where it runs."""
+
+    cell: str
+    seed: int
+    hash: str
+    folder: Path
+    config: dict
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / RESULT).exists()
+
+
+def make_jobs(
+    cells: list[Cell], configs: dict[str, ConfigDict], seeds: int, workdir: Path
+) -> list[Job]:
+    """Every cell with every seed, all cells of a seed before the next one.
+
+    The folder is named by the config too: what was run with other settings stays and is not used.
+    """
+    jobs = []
+    for seed, cell in itertools.product(range(seeds), cells):
+        config = configs[cell.name].copy_and_resolve_references()
+        config.seed = seed
+        digest = config_hash(config)
+        folder = workdir / "runs" / f"{cell.folder}-{digest}" / f"seed_{seed}"
+        jobs.append(Job(cell.name, seed, digest, folder, config.to_dict()))
+    return jobs
+
+
+def run_jobs(jobs: list[Job], launch: Launch, workers: int) -> None:
+    """Run what has no result yet, so many at a time; a failure stops nothing.
+
+    Raises:
+      InputError: if the directory cannot be written.
+    """
+    progress = _Progress(jobs)
+    waiting = [job for job in jobs if not job.done]
+    for job in waiting:
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / FAILURE).unlink(missing_ok=True)
+            write_json(job.folder / JOB, job.config)
+        except OSError as error:
+            raise InputError(f"workdir {job.folder} cannot be written: {error.strerror}") from None
+
+    def run(job: Job) -> None:
+        progress.started(job)
+        problem = launch(job.folder)
+        if not job.done and not (job.folder / FAILURE).exists():
+            write_json(job.folder / FAILURE, {"error": problem or "left no result"})
+        progress.ended(job)
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(run, job) for job in waiting]:
+            future.result()
+
+
+class _Progress:
+    """One line whenever a run begins or ends: which, how many are done, the time left."""
+
+    def __init__(self, jobs: list[Job]):
+        self._total, self._ended = len(jobs), sum(job.done for job in jobs)
+        self._initial = self._ended
+        self._begun = time.perf_counter()
+        if self._ended:
+            self._show(f"{self._ended} done before")
+
+    def started(self, job: Job) -> None:
+        self._show(f"{job.cell}, seed {job.seed}: begins")
+
+    def ended(self, job: Job) -> None:
+        self._ended += 1
+        row = outcome(job)
+        told = f"failed: {row['error']}" if row["error"] else f"top-1 {100 * row[METRIC]:.2f} %"
+        self._show(f"{job.cell}, seed {job.seed}: {told}")
+
+    def _show(self, text: str) -> None:
+        meter = tqdm.format_meter(
+            self._ended,
+            self._total,
+            time.perf_counter() - self._begun,
+            initial=self._initial,
+            bar_format="[{n_fmt}/{total_fmt} runs, {elapsed}<{remaining}]",
+        )
+        print(f"{meter} {text}", flush=True)
+
+
+def outcome(job: Job) -> Row:
+    """What a run came to, figures or an error: nothing that depends on when it ran."""
+    row: Row = {"cell": job.cell, "seed": job.seed, "config": job.hash, "error": ""}
+    if job.done:
+        result = json.loads((job.folder / RESULT).read_text())
+        summary = {k: v for k, v in result.pop("summary").items() if k != "seconds"}
+        return row | summary | result
+    failure = job.folder / FAILURE
+    error = json.loads(failure.read_text())["error"] if failure.exists() else "not run"
+    return row | {"error": error}

@@ -1,0 +1,221 @@
+"""How a trained model's attention is divided between the splits, by stage and class.
+
+    python -m experiments.attention --workdir=RUN
+
+Passes the evaluation images of a run through its last checkpoint. Leaves RUN/attention.md and
+attention.png: the mean weight of every split, how even the division is (entropy, as part of its
+maximum), how often a split is ignored, and whether the weights follow the image, its class, or
+are the same for all.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+from absl import flags
+
+from resnest_jax import commands, recipe
+from resnest_jax.errors import InputError
+from resnest_jax.files import replace_file
+from resnest_jax.models.resnest import ResNeSt, stage_of
+from resnest_jax.tasks.classification import normalize
+from resnest_jax.training.checkpoints import latest_folder, restore_variables
+
+WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
+flags.mark_flags_as_required(["workdir"])
+
+IGNORED = 0.1  # of an even share: a split with less than this is ignored
+
+
+class Sums(NamedTuple):
+    """Sums over images, of one block; N classes, R splits, C channels.
+
+    Attributes:
+      weight: (N, R, C); square: (R, C), of the squared weights.
+      entropy: (N,), mean over channels, in nats.
+      ignored: (N, R), part of the channels.
+    """
+
+    weight: np.ndarray
+    square: np.ndarray
+    entropy: np.ndarray
+    ignored: np.ndarray
+
+
+class Stage(NamedTuple):
+    """What is said of a stage, means over its blocks and channels.
+
+    Attributes:
+      weight: (N, R), mean weight by class.
+      entropy: (N,), as part of the maximum log R.
+      ignored: (N, R), part of images and channels in which a split is ignored.
+      sd_images: standard deviation of a channel's weight over images.
+      sd_classes: standard deviation of the class means of a channel's weight.
+      sd_channels: standard deviation over channels of the mean weight.
+    """
+
+    weight: np.ndarray
+    entropy: np.ndarray
+    ignored: np.ndarray
+    sd_images: float
+    sd_classes: float
+    sd_channels: float
+
+
+def collect(model: ResNeSt, variables: dict, batches, classes: int) -> tuple[dict, np.ndarray]:
+    """``Sums`` by block over batches with ``image``, ``label`` and ``mask``; images by class.
+
+    Raises:
+      InputError: if the model has no split attention, or one split only.
+    """
+    if model.radix < 2:
+        raise InputError(
+            f"the model has radix {model.radix}: there is no division between splits to look at"
+        )
+
+    @jax.jit
+    def batch_sums(images, labels, mask):
+        _, sown = model.apply(
+            variables, normalize(images), method="features", mutable=["intermediates"]
+        )
+        members = jax.nn.one_hot(labels, classes) * mask[:, None]
+        blocks = {
+            block: _sums(layers["conv2"]["attention"][0], members)
+            for block, layers in sown["intermediates"].items()
+        }
+        return blocks, members.sum(0)
+
+    total = None
+    for batch in batches:
+        found = jax.device_get(batch_sums(batch["image"], batch["label"], batch["mask"]))
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    return total
+
+
+def _sums(attention: jax.Array, members: jax.Array) -> Sums:
+    """Of attention (B, R, C) and class members (B, N), zero for images that do not count."""
+    attention = attention.astype(jnp.float32)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(attention, attention), 1).mean(-1)
+    ignored = (attention < IGNORED / attention.shape[1]).mean(-1, dtype=jnp.float32)
+    return Sums(
+        jnp.einsum("bn,brc->nrc", members, attention),
+        jnp.einsum("bn,brc->rc", members, attention**2),
+        members.T @ entropy,
+        members.T @ ignored,
+    )
+
+
+def summarise(sums: dict[str, Sums], count: np.ndarray) -> dict[int, Stage]:
+    """By stage; classes without images are NaN."""
+    stages: dict[int, list[Stage]] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for block, block_sums in sums.items():
+            stages.setdefault(stage_of(block), []).append(_block(block_sums, count))
+    return {
+        stage: Stage(*(np.mean(field, 0) for field in zip(*blocks, strict=True)))
+        for stage, blocks in sorted(stages.items())
+    }
+
+
+def _block(sums: Sums, count: np.ndarray) -> Stage:
+    mean = sums.weight.sum(0) / count.sum()  # (R, C)
+    class_mean = sums.weight / count[:, None, None]
+    share = (count / count.sum())[:, None, None]
+    between = np.nansum(share * (class_mean - mean) ** 2, 0)
+    return Stage(
+        class_mean.mean(-1),
+        sums.entropy / count / np.log(len(mean)),
+        sums.ignored / count[:, None],
+        float(np.sqrt(np.maximum(sums.square / count.sum() - mean**2, 0).mean())),
+        float(np.sqrt(between.mean())),
+        float(mean.std(-1).mean()),
+    )
+
+
+def table(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """Two tables: stages, and the classes in each stage."""
+    splits = next(iter(stages.values())).weight.shape[-1]
+    numbers = range(1, splits + 1)
+    share = count / count.sum()
+    lines = [
+        f"{int(count.sum()):,} images; a split is ignored where its weight is below "
+        f"{IGNORED} of an even share, {IGNORED / splits:.3g}. Spreads are standard deviations of "
+        "a channel's weight: over images, over the means of the classes, and of the mean weight "
+        "over channels.",
+        "",
+        f"| stage | {' | '.join(f'weight of split {i}' for i in numbers)} | entropy, of log R "
+        f"| {' | '.join(f'split {i} ignored' for i in numbers)} | over images | over classes "
+        "| over channels |",
+        "|---" * (2 * splits + 5) + "|",
+    ]
+    for number, stage in stages.items():
+        weight, ignored = (np.nansum(share[:, None] * x, 0) for x in (stage.weight, stage.ignored))
+        lines.append(
+            f"| {number} | {' | '.join(f'{w:.3f}' for w in weight)} "
+            f"| {np.nansum(share * stage.entropy):.3f} "
+            f"| {' | '.join(f'{100 * i:.1f} %' for i in ignored)} "
+            f"| {stage.sd_images:.3f} | {stage.sd_classes:.3f} | {stage.sd_channels:.3f} |"
+        )
+    head = " | ".join(f"stage {number}: weights; entropy" for number in stages)
+    lines += ["", f"| class | images | {head} |", "|---" * (2 + len(stages)) + "|"]
+    for i, name in enumerate(class_names):
+        cells = (
+            f"{' '.join(f'{w:.3f}' for w in stage.weight[i])}; {stage.entropy[i]:.3f}"
+            for stage in stages.values()
+        )
+        lines.append(f"| {name} | {int(count[i]):,} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ...], path: Path):
+    """Weights, entropy and ignored splits by stage, and the first split's weight by class."""
+    share = (count / count.sum())[:, None]
+    figure = matplotlib.figure.Figure(figsize=(17, 4.2), layout="constrained")
+    weights, entropy, ignored, classes = figure.subplots(1, 4)
+    x = np.arange(len(stages))
+    splits = next(iter(stages.values())).weight.shape[-1]
+    for axes, field, scale in ((weights, "weight", 1), (ignored, "ignored", 100)):
+        values = [np.nansum(share * getattr(stage, field), 0) * scale for stage in stages.values()]
+        for split in range(splits):
+            offset = (split - (splits - 1) / 2) * 0.8 / splits
+            heights = [value[split] for value in values]
+            axes.bar(x + offset, heights, 0.8 / splits, label=f"split {split + 1}")
+    weights.axhline(1 / splits, color="0.3", linewidth=0.8, linestyle=":")
+    weights.legend(fontsize=8)
+    weights.set_ylabel("mean weight")
+    ignored.set_ylabel("ignored (% of images and channels)")
+    entropy.boxplot([s.entropy[~np.isnan(s.entropy)] for s in stages.values()], positions=x)
+    entropy.set_ylabel("entropy, part of log R (boxes: classes)")
+    for axes in (weights, entropy, ignored):
+        axes.set_xticks(x, [f"stage {number}" for number in stages])
+    first = np.stack([stage.weight[:, 0] for stage in stages.values()])
+    moved = first - np.nansum(share.T * first, 1, keepdims=True)
+    limit = max(float(np.nanmax(np.abs(moved))), 1e-6)
+    image = classes.imshow(moved, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    classes.set_yticks(x, [f"stage {number}" for number in stages])
+    if len(class_names) <= 30:
+        classes.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
+    classes.set_title("weight of split 1, class mean less overall mean", fontsize=9)
+    figure.colorbar(image, ax=classes)
+    figure.savefig(path, dpi=100)
+
+
+def main(_: list[str]) -> None:
+    """Look into the run that the flags name."""
+    workdir = Path(WORKDIR.value).expanduser()
+    run = recipe.build(recipe.load_config(workdir))
+    variables = restore_variables(latest_folder(workdir))
+    names = run.batches.class_names
+    sums, count = collect(run.task.model, variables, run.batches.eval(), len(names))
+    stages = summarise(sums, count)
+    text = table(stages, count, names)
+    replace_file(workdir / "attention.md", text.encode())
+    plot(stages, count, names, workdir / "attention.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    commands.run(main)

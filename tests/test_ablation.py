@@ -1,0 +1,318 @@
+"""The ablation: cells from words, sweeps that fail, are killed or go elsewhere, statistics."""
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import helpers
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.ablation import costs, grid, report, significance
+from experiments.ablation.grid import Cell
+from resnest_jax.errors import InputError
+
+# Runs of six steps.
+SWEEP = [
+    "--config=configs/digits.py",
+    "--config.model.planes=(8, 8, 8, 8)",
+    "--config.model.stem_width=4",
+    "--config.epochs=1.0",
+    "--config.eval_every_epochs=0.5",
+    "--config.log_every_steps=1",
+    "--grid=0s1x64d",
+    "--seeds=2",
+    "--image_size=32",
+    "--batch_size=8",
+    "--repeats=2",
+]
+DOES, FAILS = "--axis=batch_size=240", "--axis=batch_size=240,100000"
+GOOD, BAD = "0s1x64d batch_size=240", "0s1x64d batch_size=100000"
+# Compiling takes longest here, so that it is done for one device and without much effort.
+XLA_FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+
+
+def command(*args):
+    return [sys.executable, "-m", "experiments.ablation", *args]
+
+
+def environment():
+    return os.environ | {"XLA_FLAGS": XLA_FLAGS}
+
+
+def run(*args):
+    """Run a sweep in the repository to its end."""
+    return subprocess.run(
+        command(*args),
+        cwd=helpers.ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed sweep with a cell that fails: its directory and what it said."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, run(*SWEEP, FAILS, f"--workdir={workdir}")
+
+
+@pytest.fixture(scope="module")
+def again(whole, tmp_path_factory):
+    """The same without the failing cell, in a copy in which all of it is done."""
+    workdir = tmp_path_factory.mktemp("again") / "copy"
+    shutil.copytree(whole[0], workdir)
+    return workdir, run(*SWEEP, DOES, f"--workdir={workdir}")
+
+
+def with_costs(workdir, whole):
+    """A directory for another sweep of the same model, whose costs need not be measured again."""
+    workdir.mkdir(exist_ok=True)
+    stored = json.loads((whole[0] / "costs.json").read_text())
+    stored["asked"]["models"].pop(BAD)
+    (workdir / "costs.json").write_text(json.dumps(stored))
+    return workdir
+
+
+def assert_same_results(one, other):
+    for name in ("results.csv", "results.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_failed_cell_stops_no_other(whole):
+    workdir, result = whole
+    assert result.returncode == 1, result.stderr
+    rows = list(csv.DictReader((workdir / "results.csv").open()))
+    runs = [(row["cell"], row["seed"]) for row in rows]
+    assert runs == [(GOOD, "0"), (BAD, "0"), (GOOD, "1"), (BAD, "1")]
+    for row in rows:
+        if row["cell"] == GOOD:
+            assert row["error"] == "" and 0 <= float(row["eval_top1"]) <= 1 and row["step"] == "6"
+            assert "jax" in row["versions"] and row["device"]
+        else:
+            assert row["error"].startswith("InputError: batch_size 100000 must not exceed")
+    assert len({row["config"] for row in rows}) == 2
+    table = (workdir / "table.md").read_text()
+    assert f"- {BAD}, seed 0: InputError: batch_size 100000" in table
+    assert f"| {BAD} | 0 | failed |" in table
+    assert "[4/4 runs" in result.stdout
+    for name in ("tradeoff.png", "curves.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_run_is_not_done_again(whole, again):
+    assert again[1].returncode == 0
+    assert "2 done before" in again[1].stdout and "begins" not in again[1].stdout
+    for path in whole[0].glob("runs/*/*/metrics.jsonl"):
+        copy = again[0] / path.relative_to(whole[0])
+        assert path.stat().st_mtime_ns == copy.stat().st_mtime_ns
+
+
+def test_a_killed_sweep_comes_to_the_same(whole, again, tmp_path):
+    process = subprocess.Popen(
+        command(*SWEEP, DOES, f"--workdir={with_costs(tmp_path, whole)}"),
+        cwd=helpers.ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    # Half-way: the second run has written its first evaluation.
+    deadline = time.monotonic() + 240
+    while not any("eval" in path.read_text() for path in tmp_path.glob("runs/*/seed_1/*.jsonl")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "results.csv").exists()
+    result = run(*SWEEP, DOES, f"--workdir={tmp_path}")
+    assert result.returncode == 0 and "1 done before" in result.stdout
+    assert_same_results(tmp_path, again[0])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="needs submitit")
+def test_submitit_comes_to_the_same(whole, again, tmp_path):
+    workdir = with_costs(tmp_path, whole)
+    result = run(*SWEEP, DOES, f"--workdir={workdir}", "--executor=local", "--jobs=2")
+    assert result.returncode == 0, result.stderr
+    assert_same_results(tmp_path, again[0])
+    assert len(list((tmp_path / "submitit").glob("*_result.pkl"))) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--grid=2s1x"], ["'2s1x' is no cell", "RsKxDd"]),
+        (["--grid=2s3x1d"], ["cell 2s3x1d", "groups must divide"]),
+    ],
+)
+def test_bad_grids_are_one_line(arguments, words, tmp_path):
+    result = run("--config=configs/digits.py", f"--workdir={tmp_path}/sweep", *arguments)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert word in errors[0]
+    assert not (tmp_path / "sweep").exists()  # nothing ran
+
+
+@pytest.mark.parametrize(
+    "axis, message",
+    [
+        ("epochs", "'epochs' must be KEY=VALUE"),
+        ("epochs=", "must be KEY=VALUE"),
+        ("epoch=5", "has no key 'epoch'"),
+        ("model.name.x=5", "has no key"),
+        ("batch_size=many", "batch_size must be like 64, a int; got 'many'"),
+        ("model.attentoin=se", "unknown model field attentoin"),
+        ("model.planes=5", "planes"),
+        ("epochs=5,5", "appears twice"),
+    ],
+)
+def test_bad_axes(axis, message):
+    with pytest.raises(InputError, match=message):
+        for cell in grid.parse_grid(["2s1x64d"], [axis], None):
+            grid.cell_config(helpers.load_config("digits"), cell)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["2s1x64d", "2s1x64d"], "cell 2s1x64d appears twice"),
+        (["s1x64d"], "'s1x64d' is no cell"),
+        ([], "--grid or --preset must name"),
+    ],
+)
+def test_bad_words(words, message):
+    with pytest.raises(InputError, match=message):
+        grid.parse_grid(words, [], None)
+
+
+def test_cells_are_the_product_of_grid_and_axes():
+    cells = grid.parse_grid(["0s1x64d", "seresnet50"], ["epochs=5,10;mix.mixup=0.0,0.2"], None)
+    assert [cell.name for cell in cells[:3]] == [
+        "0s1x64d epochs=5 mix.mixup=0.0",
+        "0s1x64d epochs=5 mix.mixup=0.2",
+        "0s1x64d epochs=10 mix.mixup=0.0",
+    ]
+    assert len(cells) == 8 and len({cell.folder for cell in cells}) == 8
+    config = grid.cell_config(helpers.load_config("digits"), cells[3])
+    assert (config.epochs, config.mix.mixup) == (10.0, 0.2)
+    assert config.model.name == "resnest14_fast_0s1x64d"
+    assert config.model.stem_width == 16  # what no axis names is the recipe's
+    config = grid.cell_config(helpers.load_config("digits"), cells[-1])
+    assert config.model.name == "seresnet50"
+
+
+@pytest.mark.parametrize("preset", grid.PRESETS)
+def test_presets_are_models_of_the_recipe(preset):
+    config = helpers.load_config("digits")
+    cells = grid.parse_grid([], [], preset)
+    configs = [grid.cell_config(config, cell) for cell in cells]
+    assert len({grid.config_hash(c) for c in configs}) == len(cells) == 5
+
+
+def test_config_hash_is_of_what_changes_a_result():
+    config = helpers.load_config("digits")
+    before = grid.config_hash(config)
+    config.seed, config.loader.workers, config.checkpoint.keep_last = 5, 3, 7
+    assert grid.config_hash(config) == before
+    config.optimizer.momentum = 0.8
+    assert grid.config_hash(config) != before
+
+
+def test_paired_test_is_scipys():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(80, 1, 5), rng.normal(81, 1, 5)
+    margin, p = significance.paired_test(list(one - other))
+    expected = stats.ttest_rel(one, other)
+    assert p == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval()
+    assert 2 * margin == pytest.approx(interval.high - interval.low)
+
+
+def test_differences_without_spread_are_no_certainty():
+    assert significance.paired_test([0.28, 0.28, 0.28]) == (0.0, 0.25)
+    assert significance.paired_test([0.0, 0.0]) == (0.0, 1.0)
+    assert significance.paired_test([3.0]) == (math.inf, 1.0)
+
+
+def test_holm_keeps_the_level_and_the_order():
+    # Worked by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03 and 0.04 raised to it.
+    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    rng = np.random.default_rng(0)
+    false_findings = sum(
+        any(p < 0.05 for p in significance.holm([significance.paired_test(d)[1] for d in draws]))
+        for draws in rng.normal(size=(1000, 4, 3))
+    )
+    assert false_findings < 75  # of 1000: 50 expected at most, with a spread of 7
+
+
+def test_noise_is_no_finding_and_a_difference_is_one():
+    results = {
+        "base": {0: 80.0, 1: 81.0, 2: 80.5},
+        "noise": {0: 81.0, 1: 80.2, 2: 80.6},
+        "better": {0: 84.0, 1: 85.1, 2: 84.4},
+        "cut short": {1: 99.0},
+    }
+    noise, better, short = significance.compare(results, "base")
+    assert not noise.shown and "no difference shown" in significance.statement(noise, "base")
+    assert better.shown and "better: higher (+4.00" in significance.statement(better, "base")
+    assert not short.shown and "no test" in significance.statement(short, "base")
+    assert "2 degree(s) of freedom" in significance.power_note([noise, better])
+
+
+def test_costs_are_measured_once_a_model(tmp_path):
+    small = {"name": "resnest14", "planes": [8, 8, 8, 8], "stem_width": 4, "num_classes": 10}
+    models = {"a": small, "a again": dict(small)}
+    setting = costs.Setting(32, 2, 2)
+    measured, device = costs.measure(models, setting, tmp_path / "costs.json")
+    assert measured["a"] == measured["a again"] and measured["a"]["params"] == 12_614
+    low, median, high = measured["a"]["train"]
+    assert 0 < low <= median <= high
+    assert measured["a"]["train_mb"] is None or measured["a"]["train_mb"] > 0
+    again = costs.measure(models, setting, tmp_path / "costs.json")
+    assert again == (measured, device)  # to the last digit of the speeds: not measured again
+    table = report.cost_table(measured, setting, device)
+    assert "| a | 12,614 | 0.000339 | 0.00033 |" in table
+
+
+def test_published_figures_stand_beside_the_papers_own_models_only():
+    cells = grid.parse_grid([], [], "radix")
+    models = {cell.name: grid.cell_model_fields(cell, grid.FAMILY) for cell in cells}
+    table = report.published_tables(models)
+    assert "| 2s1x64d | 27,483,240 | 4.34 | 80.64 | 533.0 | 0.77 |" in table
+    assert "not measured here" in table and "tricks" not in table
+    one = models["2s1x64d"]
+    assert report.published_tables({"x": one | {"drop_block": 0.1, "num_classes": 1000}})
+    for changed in ({"num_classes": 10}, {"avd_first": False}, {"stem_width": 64}):
+        assert report.published_tables({"x": one | changed}) == ""
+
+
+def test_the_papers_tricks():
+    names = {cell.name: {"name": "resnest14"} for cell in grid.PRESETS["tricks"]}
+    table = report.published_tables(names)
+    assert "| ResNet-D | 78.31 |" in table and "| split attention | 81.13 |" in table
+
+
+def test_without_a_recipe_only_the_model_varies():
+    with pytest.raises(InputError, match="only model"):
+        grid.cell_model_fields(Cell("x", "2s1x64d", {"epochs": 3.0}), grid.FAMILY)
+
+
+def test_results_hold_every_run(tmp_path):
+    rows = [
+        {"cell": "a", "seed": 0, "config": "x", "error": "", "eval_top1": 0.5, "step": 3},
+        {"cell": "b, c", "seed": 0, "config": "y", "error": "it broke"},
+    ]
+    report.write_results(rows, {"seeds": 1}, tmp_path)
+    read = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["cell"] for row in read] == ["a", "b, c"] and read[1]["error"] == "it broke"
+    assert json.loads((tmp_path / "results.json").read_text())["runs"] == rows
