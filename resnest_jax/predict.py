@@ -4,11 +4,13 @@ from absl import flags
 
 from resnest_jax import commands, prediction
 
-MODEL = flags.DEFINE_string("model", None, "The model's name; a run knows its own.")
+MODEL = flags.DEFINE_string(
+    "model", None, "The model's name; a directory of weights knows its own."
+)
 WEIGHTS = flags.DEFINE_string(
     "weights",
     None,
-    "A .safetensors or .pth file, or the directory of a run; left out, the published weights.",
+    "A .safetensors or .pth file, or a directory, of a run too; left out, the published weights.",
 )
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",

@@ -21,7 +21,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.explain import Explanation, draw, explain
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import MODELS
-from resnest_jax.pretrained import load_pretrained
+from resnest_jax.pretrained import describe_directory, load_pretrained
 from resnest_jax.tasks.classification import normalize
 
 BATCH = 8
@@ -101,8 +101,9 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
     """A model with its weights, test transform and class names.
 
     Args:
-      name: of the model; a run knows its own.
-      weights: a .safetensors or .pth file, or the directory of a run; None is the published ones.
+      name: of the model; a directory knows its own.
+      weights: a .safetensors or .pth file, the directory of a run or one that was converted to;
+        None is the published ones.
       image_size: side of the network's input; None is that of the published test, or the run's.
 
     Raises:
@@ -115,8 +116,10 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
         size = image_size or config.eval_image_size
         transform = partial(test_crop, size=size, rule=config.eval_crop)
         return Predictor(model, variables, transform, _run_classes(config, model.num_classes))
-    if not name:
-        raise InputError("model: name one, such as --model=resnest50; only a run knows its own")
+    if not name and not weights:
+        raise InputError("model: name one, such as --model=resnest50, or a directory of weights")
+    if not name and workdir.is_dir():
+        name = describe_directory(workdir)[0]["name"]
     model, variables = load_pretrained(name, source=weights)
     size = image_size or (MODELS[name].test_crop if name in MODELS else DEFAULT_SIZE)
     names = imagenet_classes() if model.num_classes == 1000 else _numbers(model.num_classes)

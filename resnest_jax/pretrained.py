@@ -260,23 +260,33 @@ def _read_torch(path: Path) -> StateDict:
         ) from error
 
 
-def _read_directory(name: str | None, path: Path) -> tuple[dict[str, Any], StateDict]:
-    from resnest_jax.training.checkpoints import latest_folder, restore_variables
+def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
+    """Name and fields of the model in a directory, and whether that is a run's.
 
+    Raises:
+      InputError: if it holds neither a run nor weights.
+    """
     is_run = not (path / MODEL_FILE).is_file()
     file = path / (RUN_FILE if is_run else MODEL_FILE)
     try:
         content = json.loads(file.read_text())
         description = dict(content["model"] if is_run else content)
-        stored_name = description["name"]
+        description["name"]
     except FileNotFoundError:
         raise InputError(
             f"weights {path}: it has neither {RUN_FILE} of a run nor {MODEL_FILE}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} does not describe a model: {error!r}") from error
-    if name not in (None, stored_name):
-        raise InputError(f"weights {path} are those of {stored_name}, not of {name}")
+    return description, is_run
+
+
+def _read_directory(name: str | None, path: Path) -> tuple[dict[str, Any], StateDict]:
+    from resnest_jax.training.checkpoints import latest_folder, restore_variables
+
+    description, is_run = describe_directory(path)
+    if name not in (None, description["name"]):
+        raise InputError(f"weights {path} are those of {description['name']}, not of {name}")
     folder = latest_folder(path) if is_run else path / WEIGHTS_FOLDER
     variables = restore_variables(folder)
     head = variables["params"].get("head")
