@@ -33,6 +33,7 @@ def plot_tradeoff(
             x = cost_of(costs[cell])
             axes.errorbar(x, mean, errors, fmt=marker, color=f"C{i % 10}", capsize=3, label=cell)
         axes.set_xlabel(label)
+        axes.locator_params(axis="x", nbins=5)  # small figures have long tick labels
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("eval top-1 (%), mean and range over seeds")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
