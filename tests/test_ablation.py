@@ -276,7 +276,7 @@ def test_costs_are_measured_once_a_model(tmp_path):
     measured, device = costs.measure(models, setting, tmp_path / "costs.json")
     assert measured["a"] == measured["a again"] and measured["a"]["params"] == 12_614
     low, median, high = measured["a"]["train"]
-    assert 0 < low <= median <= high
+    assert 0 < low <= median <= high and measured["a"]["train_ratio"] == 1
     assert measured["a"]["train_mb"] is None or measured["a"]["train_mb"] > 0
     again = costs.measure(models, setting, tmp_path / "costs.json")
     assert again == (measured, device)  # to the last digit of the speeds: not measured again

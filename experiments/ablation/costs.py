@@ -42,7 +42,8 @@ def measure(
     Returns:
       By cell: ``params``, ``gmacs`` (fvcore's convention), ``gmacs_authors``, ``train_mb``
       (temporary memory of the compiled training step, 1e6 bytes an image), ``infer`` and ``train``
-      (images/s: lower quartile, median, upper quartile). And the device that it was measured on.
+      (images/s: lower quartile, median, upper quartile), ``infer_ratio`` and ``train_ratio`` (times
+      the first cell's, median of the rounds). And the device that it was measured on.
     """
     asked = json.loads(json.dumps({"setting": setting._asdict(), "models": models}))
     if path.exists():
@@ -79,10 +80,14 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
         }
     # All take turns in every round, so that what else the machine does falls on all of them.
     seconds = time_calls(calls, setting.repeats)
+    first = next(iter(models))
     for name, times in seconds.items():
         cell, _, kind = name.rpartition(" ")
         rates = setting.batch_size / np.array(times)
         costs[cell][kind] = [round(float(q), 3) for q in np.quantile(rates, (0.25, 0.5, 0.75))]
+        # Round by round, so that what changes from round to round falls out.
+        ratios = np.array(seconds[f"{first} {kind}"]) / np.array(times)
+        costs[cell][f"{kind}_ratio"] = round(float(np.median(ratios)), 3)
     return costs
 
 

@@ -77,18 +77,17 @@ def cost_table(costs: Costs, setting: Setting, device: str) -> str:
     lines = [
         f"Images of {setting.image_size} pixels, batch {setting.batch_size}, {device}, median of "
         f"{setting.repeats} rounds taken in turns (quartiles); memory is the temporary memory of "
-        "the compiled training step.",
+        "the compiled training step; ratios are taken round by round.",
         "",
         "| cell | params | GMACs | GMACs, authors' count | training MB/image | inference images/s "
         "| times the first | training images/s | times the first |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    first = next(iter(costs.values()))
     for cell, cost in costs.items():
         memory = "" if cost["train_mb"] is None else f"{cost['train_mb']:.1f}"
         speeds = " | ".join(
             f"{_rate(cost[kind][1])} ({_rate(cost[kind][0])} - {_rate(cost[kind][2])}) "
-            f"| {cost[kind][1] / first[kind][1]:.2f}"
+            f"| {cost[f'{kind}_ratio']:.2f}"
             for kind in ("infer", "train")
         )
         lines.append(
