@@ -5,7 +5,9 @@
 Read from the compiled program of the training step for 1, 2, 4 and 8 virtual CPU devices, each
 with as many images (weak scaling): exchanges by kind, their bytes, the memory of one device. No
 step is run. Compare --config.parallel.batch_norm, .shard_optimizer and .accumulate, or
---config.model.remat. Leaves a table in --out if it is given.
+--config.model.remat, for which the last column is the one to look at: what the forward pass keeps
+for the backward pass. XLA:CPU computes nothing twice even if told to; GPUs and TPUs do. Leaves a
+table in --out if it is given.
 """
 
 import concurrent.futures
@@ -19,7 +21,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from resnest_jax import commands, recipe
-from resnest_jax.dry_run import compile_step
+from resnest_jax.dry_run import abstract_batch, compile_step
+from resnest_jax.training.programs import abstract_state
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
@@ -50,21 +53,40 @@ def measure(config: ConfigDict, devices: int, images: int) -> str:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     config.batch_size = devices * images
-    compiled, memory = compile_step(recipe.build(config), config)
+    run = recipe.build(config)
+    compiled, memory = compile_step(run, config)
     found = exchanges(compiled.as_text())
     kinds = {kind: sum(k == kind for k, _ in found) for kind, _ in found}
     return (
         f"| {devices} | {config.batch_size} | {sum(kinds.values())} "
         f"| {', '.join(f'{count} {kind}' for kind, count in kinds.items())} "
-        f"| {sum(size for _, size in found) / 1e6:.2f} | {memory['needed_gib']:.2f} |"
+        f"| {sum(size for _, size in found) / 1e6:.2f} | {memory['needed_gib']:.2f} "
+        f"| {kept_for_backward(run, config) / devices / 2**30:.2f} |"
     )
+
+
+def kept_for_backward(run: recipe.Run, config: ConfigDict) -> float:
+    """Bytes of activations that the forward pass of one accumulated part keeps."""
+
+    def backward(params, batch_stats, batch):
+        def loss_fn(params):
+            return run.task.loss_fn(params, batch_stats, batch, jax.random.key(0), 0.0)
+
+        return jax.vjp(loss_fn, params, has_aux=True)[1]  # a tree of what it has kept
+
+    state = abstract_state(run.task, run.optimizer, run.plan)
+    batch = abstract_batch(config)
+    kept = jax.tree.leaves(jax.eval_shape(backward, state.params, state.batch_stats, batch))
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept]
+    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
+    return (sum(sizes) - parameters) / config.parallel.accumulate
 
 
 def main(_: list[str]) -> None:
     """Print a row for each number of devices."""
     rows = [
-        "| devices | batch | exchanges | kinds | MB a step | GiB a device |",
-        "|---|---|---|---|---|---|",
+        "| devices | batch | exchanges | kinds | MB a step | GiB a device | GiB for backward |",
+        "|---|---|---|---|---|---|---|",
     ]
     context = multiprocessing.get_context("spawn")
     print(*rows, sep="\n", flush=True)

@@ -110,11 +110,10 @@ def _measure_input(config: ConfigDict) -> dict:
 
 def compile_step(run: recipe.Run, config: ConfigDict) -> tuple[jax.stages.Compiled, dict]:
     """The training step, and its memory on one device against what there is."""
-    size = config.image_size if isinstance(config.image_size, int) else config.image_size[-1][1]
     begun = time.perf_counter()
     compiled = (
         jit_train_step(run.task, run.optimizer, run.plan)
-        .lower(abstract_state(run.task, run.optimizer, run.plan), _abstract_batch(config, size))
+        .lower(abstract_state(run.task, run.optimizer, run.plan), abstract_batch(config))
         .compile()
     )
     seconds = time.perf_counter() - begun
@@ -132,7 +131,9 @@ def compile_step(run: recipe.Run, config: ConfigDict) -> tuple[jax.stages.Compil
     }
 
 
-def _abstract_batch(config: ConfigDict, size: int) -> dict:
+def abstract_batch(config: ConfigDict) -> dict:
+    """Shapes, dtypes and shardings of a batch at the last image size."""
+    size = config.image_size if isinstance(config.image_size, int) else config.image_size[-1][1]
     sharding = batch_sharding(make_mesh())
     shapes = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
     return {
