@@ -168,9 +168,11 @@ def _patches(x: jax.Array, kernel: jax.Array, strides: int, dilation: int) -> ja
 
 def _pointwise(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
     """1x1 convolution of (B, H, W, C_in) as a product with (C_in / groups, C_out) a group."""
+    shape = x.shape[:-1]
     if groups == 1:
-        return x @ kernel
-    x = x.reshape(*x.shape[:-1], groups, -1)
+        # Of matrices: the gradient of one over three axes would transpose whole feature maps.
+        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*shape, kernel.shape[-1])
+    features = kernel.shape[-1]
+    x = x.reshape(-1, groups, x.shape[-1] // groups)
     kernel = kernel.reshape(kernel.shape[0], groups, -1)
-    x = jnp.einsum("bhwgi,igo->bhwgo", x, kernel)
-    return x.reshape(*x.shape[:3], -1)
+    return jnp.einsum("ngi,igo->ngo", x, kernel).reshape(*shape, features)

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+REVERSED = np.array([3, 1, 2, 0])
 TILES_PER_CORE = 256  # in a chunk
 
 
@@ -27,33 +28,23 @@ def exists(kernel_shape: tuple[int, ...], strides: int, dilation: int) -> bool:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
     """(B, H, W, C_in) and (3, 3, C_in / groups, C_out) to (B, H, W, C_out); stride, padding 1."""
-    return convolve(x, [transform_kernel(part) for part in jnp.split(kernel, groups, -1)])
+    return _conv3x3_forward(x, kernel, groups)[0]
 
 
 def _conv3x3_forward(x: jax.Array, kernel: jax.Array, groups: int) -> tuple:
-    return conv3x3(x, kernel, groups), (x, kernel)
+    kernels = [transform_kernel(part) for part in jnp.split(kernel, groups, -1)]
+    return convolve(x, kernels), (x, kernels)
 
 
 def _conv3x3_backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    backwards = [part[::-1, ::-1].swapaxes(2, 3) for part in jnp.split(kernel, groups, -1)]
-    pairs = zip(jnp.split(x, groups, -1), jnp.split(dy, groups, -1), strict=True)
-    dkernel = jnp.concatenate([kernel_gradient(*pair) for pair in pairs], -1)
-    return conv3x3(dy, jnp.concatenate(backwards, -1), groups), dkernel
+    x, kernels = saved
+    # A reversed kernel has the same 16 sums, the first and the last of each axis exchanged.
+    grids = [k.reshape(4, 4, *k.shape[1:]) for k in kernels]
+    rotated = [g[REVERSED][:, REVERSED].reshape(16, *g.shape[2:]).swapaxes(1, 2) for g in grids]
+    return convolve(dy, rotated), kernel_gradient(x, dy, groups)
 
 
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
-
-
-def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Gradient of the 3x3 kernel: a matrix product for every place in it."""
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def product(i: int, j: int) -> jax.Array:
-        return jnp.tensordot(x[:, i : i + height, j : j + width], dy, ((0, 1, 2), (0, 1, 2)))
-
-    return jnp.stack([jnp.stack([product(i, j) for j in range(3)]) for i in range(3)])
 
 
 def transform_kernel(kernel: jax.Array) -> jax.Array:
@@ -69,37 +60,85 @@ def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
     """
 
     def convolve_chunk(x: jax.Array) -> jax.Array:
-        groups = jnp.split(x, len(kernels), -1)
-        return jnp.concatenate([_convolve_group(*g) for g in zip(groups, kernels, strict=True)], -1)
-
-    batch, height, width, _ = x.shape
-    fitting = TILES_PER_CORE * os.cpu_count() // (-(-height // 2) * -(-width // 2))
-    if not isinstance(batch, int) or batch <= fitting:  # the batch of an export is symbolic
-        return convolve_chunk(x)
-    chunk = max(n for n in range(1, max(fitting, 1) + 1) if batch % n == 0)
+        parts = zip(jnp.split(x, len(kernels), -1), kernels, strict=True)
+        return jnp.concatenate([outputs(product(tiles(x), k), x.shape) for x, k in parts], -1)
 
     def step(i: jax.Array, y: jax.Array) -> jax.Array:
         part = convolve_chunk(lax.dynamic_slice_in_dim(x, i * chunk, chunk))
         return lax.dynamic_update_slice_in_dim(y, part, i * chunk, 0)
 
+    chunk = _chunk(x.shape)
+    if chunk == x.shape[0]:
+        return convolve_chunk(x)
     # All of y is overwritten. Constants would be made, and held, from the start of the program.
-    y = jnp.full((batch, height, width, sum(k.shape[-1] for k in kernels)), x[0, 0, 0, 0])
-    return lax.fori_loop(0, batch // chunk, step, y)
+    y = jnp.full((*x.shape[:3], sum(k.shape[-1] for k in kernels)), x[0, 0, 0, 0])
+    return lax.fori_loop(0, x.shape[0] // chunk, step, y)
 
 
-def _convolve_group(x: jax.Array, transformed: jax.Array) -> jax.Array:
-    batch, height, width, channels = x.shape
+def kernel_gradient(x: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
+    """Gradient of the kernel (3, 3, C_in / groups, C_out), summed as that of the transformed."""
+
+    def gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return lax.dot_general(tiles(x), output_tiles(dy), (((1,), (1,)), ((0,), (0,))))
+
+    def gradients(x: jax.Array, dy: jax.Array) -> list[jax.Array]:
+        pairs = zip(jnp.split(x, groups, -1), jnp.split(dy, groups, -1), strict=True)
+        return [gradient(*pair) for pair in pairs]
+
+    def step(i: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        part = (lax.dynamic_slice_in_dim(a, i * chunk, chunk) for a in (x, dy))
+        return [a + b for a, b in zip(sums, gradients(*part), strict=True)]
+
+    chunk = _chunk(x.shape)
+    first = gradients(x[:chunk], dy[:chunk])
+    sums = lax.fori_loop(1, x.shape[0] // chunk, step, first) if chunk < x.shape[0] else first
+    both_axes = np.kron(KERNEL, KERNEL).T.astype(x.dtype)
+    kernels = [(both_axes @ s.reshape(16, -1)).reshape(3, 3, *s.shape[1:]) for s in sums]
+    return jnp.concatenate(kernels, -1)
+
+
+def _chunk(shape: tuple[int, ...]) -> int:
+    """Images that go through at a time: a divisor of the batch, or all of a symbolic one."""
+    batch, height, width, _ = shape
+    fitting = TILES_PER_CORE * os.cpu_count() // (-(-height // 2) * -(-width // 2))
+    if not isinstance(batch, int) or batch <= fitting:
+        return batch
+    return max(n for n in range(1, max(fitting, 1) + 1) if batch % n == 0)
+
+
+def tiles(x: jax.Array) -> jax.Array:
+    """(B, H, W, C) to the sums (16, tiles, C) of its 4x4 tiles, padded by one pixel."""
+    _, height, width, channels = x.shape
     rows, columns = -(-height // 2), -(-width // 2)
     pad = ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0))
     x = jnp.pad(x, pad)
     a, b, c, d = (x[:, i : i + 2 * rows - 1 : 2] for i in range(4))
     x = jnp.stack([a - c, b + c, c - b, b - d])  # (4, B, rows, 2 * columns + 2, C)
     a, b, c, d = (x[:, :, :, j : j + 2 * columns - 1 : 2] for j in range(4))
-    x = jnp.stack([a - c, b + c, c - b, b - d], 1)  # (4, 4, B, rows, columns, C)
+    return jnp.stack([a - c, b + c, c - b, b - d], 1).reshape(16, -1, channels)
 
-    y = lax.dot_general(x.reshape(16, -1, channels), transformed, (((2,), (1,)), ((0,), (0,))))
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(16, tiles, C_in) and (16, C_in, C_out) to (16, tiles, C_out)."""
+    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
+
+
+def outputs(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The products (16, tiles, C) to (B, H, W, C): the 2x2 outputs of the tiles, side by side."""
+    batch, height, width, _ = shape
+    rows, columns = -(-height // 2), -(-width // 2)
     a, b, c, d = y.reshape(4, 4, batch, rows, columns, -1)
     y = jnp.stack([a + b + c, b - c - d], 3)  # (4, B, rows, 2, columns, C)
     a, b, c, d = y
     y = jnp.stack([a + b + c, b - c - d], 4)  # (B, rows, 2, columns, 2, C)
     return y.reshape(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
+
+
+def output_tiles(dy: jax.Array) -> jax.Array:
+    """The transpose of ``outputs``: (B, H, W, C) to (16, tiles, C)."""
+    _, height, width, channels = dy.shape
+    dy = jnp.pad(dy, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    a, b = dy[:, ::2], dy[:, 1::2]
+    dy = jnp.stack([a, a + b, a - b, -b])  # (4, B, rows, 2 * columns, C)
+    a, b = dy[:, :, :, ::2], dy[:, :, :, 1::2]
+    return jnp.stack([a, a + b, a - b, -b], 1).reshape(16, -1, channels)
