@@ -114,6 +114,7 @@ def kill_one(workdir, rng):
         assert codes[1 - victim] in (1, -signal.SIGABRT)
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "run.0.log"
     pair = start_pair(workdir)
