@@ -1,7 +1,7 @@
 """Real digits among clutter as a TFDS builder: a task that small networks do not saturate.
 
 A picture is made of what scikit-learn ships: a patch of one of its two photographs, fragments of
-four other digits, and over them one whole digit, turned, scaled, coloured, and somewhere; then
+three other digits, and over them one whole digit, turned, scaled, coloured, and somewhere; then
 noise. The class is that of the whole digit. Digits and photographs are parted before anything is
 made of them: what stands in a test picture was never seen in a training picture.
 """
