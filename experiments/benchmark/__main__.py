@@ -1,0 +1,75 @@
+"""Time a model, its layers or the zoo, against PyTorch where that is installed.
+
+    python -m experiments.benchmark --model=resnest50 --batch_size=8 --out=/tmp/benchmark
+    python -m experiments.benchmark --train               training steps instead of inference
+    python -m experiments.benchmark --layers              every 3x3 layer in every expression
+    python -m experiments.benchmark --profile             time by kind of operation, roofline
+    python -m experiments.benchmark --zoo                 speed and published accuracy of the zoo
+
+The rivals take turns, so that whatever else the machine does falls on all of them; a line has the
+median over the rounds, the quartiles, and the ratio to the first, taken round by round. Weights,
+batch norm statistics and images are random; compiling is timed apart. PyTorch's rows need torch
+and timm, the picture matplotlib; they are left out with a note where there is none.
+"""
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments.benchmark import layers, ours, profiling, report, zoo
+from experiments.timing import time_calls
+from resnest_jax import commands
+from resnest_jax.models.zoo import create_model
+
+MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images.", lower_bound=32)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images a call; 1 for latency.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.")
+OUT = flags.DEFINE_string("out", None, "Directory for the results as JSON and PNG.")
+TRAIN = flags.DEFINE_bool("train", False, "Training steps instead of inference.")
+LAYERS = flags.DEFINE_bool("layers", False, "Time every 3x3 layer in every expression.")
+PROFILE = flags.DEFINE_bool("profile", False, "Write a trace; print time by kind of operation.")
+ZOO = flags.DEFINE_bool("zoo", False, "Time the models with a published accuracy.")
+TORCH = flags.DEFINE_bool("torch", True, "Time PyTorch too, where it is installed.")
+COMPILED = flags.DEFINE_bool("compiled", True, "Time torch.compile too.")
+
+
+def main(_: list[str]) -> None:
+    """Time what the flags name."""
+    shape = (BATCH_SIZE.value, IMAGE_SIZE.value, IMAGE_SIZE.value, 3)
+    images = jax.random.normal(jax.random.key(1), shape)
+    print(f"{MODEL.value}, images {shape}, {DTYPE.value}, {jax.devices()[0].device_kind}")
+    if ZOO.value:
+        report.show(zoo.rows(images, REPEATS.value, TORCH.value), "zoo", OUT.value)
+        return
+    model = create_model(MODEL.value, dtype=jnp.dtype(DTYPE.value))
+    if LAYERS.value:
+        report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", OUT.value)
+        return
+    programs = ours.training(model, images) if TRAIN.value else ours.inference(model, images)
+    if PROFILE.value:
+        program = programs["as trained"]
+        report.show(profiling.rows(program, OUT.value), "profile", OUT.value)
+        return
+    if TORCH.value:
+        programs |= _pytorch(images)
+    seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
+    rows = report.comparison(seconds, programs, BATCH_SIZE.value)
+    report.show(rows, "training" if TRAIN.value else "inference", OUT.value)
+
+
+def _pytorch(images: jax.Array) -> dict:
+    try:
+        from experiments.benchmark import pytorch
+    except ImportError as error:
+        print(f"without PyTorch's rows: {error}")
+        return {}
+    programs = pytorch.programs(MODEL.value, images, DTYPE.value, TRAIN.value, COMPILED.value)
+    if not programs:
+        print(f"without PyTorch's rows: timm has no model of the architecture of {MODEL.value}")
+    return programs
+
+
+if __name__ == "__main__":
+    commands.run(main)

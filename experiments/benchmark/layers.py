@@ -1,0 +1,53 @@
+"""Every convolution of a model that is not 1x1, in every expression."""
+
+import flax.linen as nn
+import jax
+
+from experiments.benchmark.ours import compile_program
+from experiments.timing import time_calls
+from resnest_jax.models.convolution import EXPRESSIONS, Conv, conv2d
+from resnest_jax.models.winograd import exists
+
+
+def shapes(model, images: jax.Array) -> list[tuple]:
+    """(shape of the input, of the kernel, strides, dilation, groups) of every one, once."""
+    found = {}
+
+    def record(next_call, args, kwargs, context):
+        conv = context.module
+        if isinstance(conv, Conv) and context.method_name == "__call__" and conv.kernel_size > 1:
+            x = args[0].shape
+            kernel = (conv.kernel_size,) * 2 + (x[-1] // conv.groups, conv.features)
+            found[x, kernel, conv.strides, conv.dilation, conv.groups] = None
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    return list(found)
+
+
+def rows(model, images: jax.Array, repeats: int, train: bool) -> list[dict]:
+    """Median milliseconds of every layer: forward, or with ``train`` forward and gradients."""
+    table = []
+    for x_shape, kernel_shape, *settings in shapes(model, images):
+        x = jax.random.normal(jax.random.key(0), x_shape, model.dtype)
+        kernel = jax.random.normal(jax.random.key(1), kernel_shape, model.dtype)
+        calls = {}
+        for expression in EXPRESSIONS:
+            if expression == "winograd" and not exists(kernel_shape, *settings[:2]):
+                continue
+
+            def forward(x, kernel, settings=settings, expression=expression):
+                return conv2d(x, kernel, *settings, expression)
+
+            def both(x, kernel, forward=forward):
+                y, gradient = jax.vjp(forward, x, kernel)
+                return y, gradient(y)
+
+            calls[expression] = compile_program(both if train else forward, x, kernel).call
+        seconds = time_calls(calls, repeats)
+        row = {"input": x_shape, "kernel": kernel_shape, "stride": settings[0]}
+        row |= {"groups": settings[2]}
+        median = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+        table.append(row | {f"{name} ms": round(1e3 * s, 2) for name, s in median.items()})
+    return table

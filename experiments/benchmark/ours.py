@@ -1,0 +1,64 @@
+"""Our programs: inference as trained and folded, and the training step."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.timing import random_variables
+from resnest_jax.models.folding import fold
+from resnest_jax.training.state import create_state, make_train_step
+
+
+class Program(NamedTuple):
+    """A call that waits for its result, the seconds of compiling, MiB beside its arguments."""
+
+    call: Callable[[], Any]
+    compile_seconds: float | None = None
+    temporary_mib: float | None = None
+    compiled: Any = None
+
+
+def compile_program(function: Callable, *args, **jit_options) -> Program:
+    """The function compiled for the arguments, with which it is called."""
+    begun = time.perf_counter()
+    compiled = jax.jit(function, **jit_options).lower(*args).compile()
+    seconds = time.perf_counter() - begun
+    memory = compiled.memory_analysis()
+    mib = memory.temp_size_in_bytes / 2**20 if memory else None
+    return Program(lambda: jax.block_until_ready(compiled(*args)), seconds, mib, compiled)
+
+
+def inference(model, images: jax.Array) -> dict[str, Program]:
+    """Name -> program, for the model as trained and folded."""
+    variables = random_variables(model, images)
+    folded, folded_variables = fold(model, variables)
+    return {
+        "as trained": compile_program(model.apply, variables, images),
+        "folded": compile_program(folded.apply, folded_variables, images),
+    }
+
+
+def training(model, images: jax.Array) -> dict[str, Program]:
+    """The training step of Nesterov SGD, on the same batch again and again."""
+    labels = jnp.arange(images.shape[0]) % model.num_classes
+
+    def loss_fn(params, batch_stats, batch, rng, progress):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["images"],
+            train=True,
+            progress=progress,
+            mutable=["batch_stats"],
+            rngs={"dropout": rng},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        return losses.mean(), updates["batch_stats"]
+
+    optimizer = optax.sgd(1e-3, 0.9, nesterov=True)
+    state = create_state(random_variables(model, images), optimizer)
+    step = make_train_step(loss_fn, optimizer, seed=0, total_steps=1)
+    return {"as trained": compile_program(step, state, {"images": images, "labels": labels})}

@@ -1,0 +1,72 @@
+"""Where the time of a program goes, and how far it is from what the machine could do."""
+
+import collections
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark.ours import Program, compile_program
+
+CALLS = 3
+
+
+def rows(program: Program, out: str | None) -> list[dict]:
+    """Milliseconds a call by kind of operation, over all threads; the roofline is printed."""
+    _print_roofline(program)
+    directory = Path(out or tempfile.mkdtemp()) / "trace"
+    program.call()
+    with jax.profiler.trace(str(directory)):
+        for _ in range(CALLS):
+            program.call()
+    print(f"trace: {directory}")
+    kinds = _kinds(program.compiled.as_text())
+    total = collections.Counter()
+    newest = max(directory.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                if event.name in kinds:
+                    total[kinds[event.name]] += event.duration_ns / 1e6 / CALLS
+    return [{"": kind, "ms": round(ms, 2)} for kind, ms in total.most_common(20)]
+
+
+def _kinds(hlo: str) -> dict[str, str]:
+    """Instruction -> what it does: the last part of its op_name, and whether in the gradient."""
+    kinds = {}
+    for name, opcode, rest in re.findall(r"%([\w.\-]+) = \S+ ([\w\-]+)\((.*)", hlo):
+        if opcode not in ("while", "call", "parameter", "tuple"):
+            found = re.search(r'op_name="([^"]*)"', rest)
+            source = found[1].split("/") if found else [opcode]
+            gradient = " (gradient)" if any("transpose(" in part for part in source) else ""
+            kinds[name] = source[-1] + gradient
+    return kinds
+
+
+def _print_roofline(program: Program) -> None:
+    """Seconds of a call against its arithmetic and its bytes at the machine's measured peaks."""
+    cost = program.compiled.cost_analysis()
+    matrix = jax.random.normal(jax.random.key(0), (2048, 2048))
+    flops = 2 * 2048**3 / _best(compile_program(jnp.matmul, matrix, matrix))
+    array = jnp.ones(1 << 26)
+    bandwidth = 2 * array.nbytes / _best(compile_program(lambda x: x + 1, array))
+    seconds = _best(program)
+    print(f"measured peaks: {flops / 1e9:.0f} GFLOP/s in products, {bandwidth / 1e9:.1f} GB/s")
+    print(
+        f"a call: {1e3 * seconds:.1f} ms; its {cost['flops'] / 1e9:.1f} GFLOP alone "
+        f"{1e3 * cost['flops'] / flops:.1f} ms, its {cost['bytes accessed'] / 1e9:.2f} GB alone "
+        f"{1e3 * cost['bytes accessed'] / bandwidth:.1f} ms (XLA's counts)"
+    )
+
+
+def _best(program: Program) -> float:
+    """Seconds of the fastest of a few calls."""
+    seconds = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        program.call()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

@@ -1,0 +1,118 @@
+"""PyTorch's programs of the same architectures, from timm."""
+
+import time
+
+import jax
+import numpy as np
+import timm
+import torch
+
+from experiments.benchmark.ours import Program
+
+NAMES = {
+    "resnest14": "resnest14d",
+    "resnest26": "resnest26d",
+    "resnest50": "resnest50d",
+    "resnest101": "resnest101e",
+    "resnest200": "resnest200e",
+    "resnest269": "resnest269e",
+    "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
+    "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
+}
+# The published models of which timm has no name: the fields of its class.
+FIELDS = {
+    "resnest50_fast_2s2x40d": {"radix": 2, "cardinality": 2, "base_width": 40},
+    "resnest50_fast_4s1x64d": {"radix": 4, "cardinality": 1, "base_width": 64},
+}
+FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
+
+
+def programs(
+    name: str, images: jax.Array, dtype: str, train: bool, compiled: bool
+) -> dict[str, Program]:
+    """Name -> program, eager and compiled in both layouts; none if timm lacks the architecture."""
+    if name not in NAMES and name not in FIELDS:
+        return {}
+    make = _train_step if train else _inference
+    found = {}
+    for layout, memory_format in FORMATS.items():
+        x = torch.tensor(np.asarray(images), device=_device(), dtype=getattr(torch, dtype))
+        x = x.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+        for compile_ in (False, True) if compiled else (False,):
+            model = create(name).to(x.device, x.dtype, memory_format=memory_format)
+            found[f"PyTorch {'compiled' if compile_ else 'eager'}, {layout}"] = make(
+                model, x, compile_
+            )
+    return found
+
+
+def eager(name: str, images: jax.Array) -> Program:
+    """Inference of a model of timm's, channels last."""
+    x = torch.tensor(np.asarray(images), device=_device()).permute(0, 3, 1, 2)
+    model = create(name).to(x.device, memory_format=torch.channels_last)
+    return _inference(model, x.contiguous(memory_format=torch.channels_last), False)
+
+
+def _device() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "cuda"
+
+
+def create(name: str) -> torch.nn.Module:
+    """The model of one of our names, or of timm's."""
+    if name in FIELDS:
+        return _of_fields(**FIELDS[name])
+    return timm.create_model(NAMES.get(name, name))
+
+
+def _of_fields(radix: int, cardinality: int, base_width: int) -> torch.nn.Module:
+    from timm.models.resnest import ResNestBottleneck
+    from timm.models.resnet import ResNet
+
+    return ResNet(
+        ResNestBottleneck,
+        [3, 4, 6, 3],
+        stem_type="deep",
+        stem_width=32,
+        avg_down=True,
+        base_width=base_width,
+        cardinality=cardinality,
+        block_args={"radix": radix, "avd": True, "avd_first": True},
+    )
+
+
+def _inference(model: torch.nn.Module, x: torch.Tensor, compile_: bool) -> Program:
+    model = model.eval()
+
+    def infer():
+        with torch.no_grad():
+            return model(x)
+
+    return _program(infer, compile_)
+
+
+def _train_step(model: torch.nn.Module, x: torch.Tensor, compile_: bool) -> Program:
+    model = model.train()
+    labels = torch.arange(len(x), device=x.device) % 1000
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
+    forward = torch.compile(model) if compile_ else model
+
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(forward(x), labels).backward()
+        optimizer.step()
+
+    return _program(step, compile_, compiled_already=True)
+
+
+def _program(function, compile_: bool, compiled_already: bool = False) -> Program:
+    if compile_ and not compiled_already:
+        function = torch.compile(function)
+
+    def call():
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    begun = time.perf_counter()
+    call()  # compiles
+    return Program(call, time.perf_counter() - begun if compile_ else None)

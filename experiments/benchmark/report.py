@@ -1,0 +1,73 @@
+"""Results as a table on the screen, and as JSON and a picture in a directory."""
+
+import json
+import statistics
+from pathlib import Path
+
+
+def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> list[dict]:
+    """A row for every program: images a second and times the first, with quartiles."""
+    rows = []
+    first = next(iter(seconds.values()))
+    for name, times in seconds.items():
+        rate = _quartiles([images / t for t in times])
+        ratio = _quartiles([a / b for a, b in zip(first, times, strict=True)])
+        rows.append(
+            {
+                "": name,
+                "images/s": round(rate[1], 2),
+                "quartiles": f"{rate[0]:.2f} - {rate[2]:.2f}",
+                "ms a call": round(1e3 * statistics.median(times), 1),
+                "times the first": round(ratio[1], 3),
+                "its quartiles": f"{ratio[0]:.3f} - {ratio[2]:.3f}",
+                "compile s": _rounded(programs[name].compile_seconds),
+                "temporary MiB": _rounded(programs[name].temporary_mib),
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict], name: str, out: str | None) -> None:
+    """Print the rows as a table; with ``out`` write NAME.json and NAME.png there too."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(str(row.get(column, "")) for column in columns) + " |")
+    if out is None:
+        return
+    path = Path(out)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no picture: matplotlib is not installed")
+        return
+    figure, axes = plt.subplots(figsize=(8, 5))
+    _draw(axes, rows)
+    figure.tight_layout()
+    figure.savefig(path / f"{name}.png", dpi=150)
+    plt.close(figure)
+
+
+def _draw(axes, rows: list[dict]) -> None:
+    """Speed against accuracy where there is an accuracy; else a bar a row."""
+    if "top-1" in rows[0]:
+        for row in rows:
+            axes.plot(row["images/s"], row["top-1"], "o")
+            axes.annotate(row[""], (row["images/s"], row["top-1"]), fontsize=7)
+        axes.set(xscale="log", xlabel="images/s", ylabel="published top-1, %")
+        return
+    value = next(key for key in rows[0] if key in ("images/s", "ms", "auto ms"))
+    labels = [row.get("", f"{row.get('input')} {row.get('kernel')}") for row in rows]
+    axes.barh(labels[::-1], [row[value] for row in rows][::-1])
+    axes.set(xlabel=value)
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive")
+
+
+def _rounded(value: float | None) -> float | str:
+    return "" if value is None else round(value, 1)
