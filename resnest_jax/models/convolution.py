@@ -127,13 +127,16 @@ def _fastest(x_shape: tuple, kernel_shape: tuple, strides: int, dilation: int, g
     """The expression for a shape: from ``python -m experiments.benchmark --layers``."""
     if jax.default_backend() != "cpu" or groups > 8:
         return "grouped"
-    _, height, width, in_channels = x_shape
+    batch, height, width, in_channels = x_shape
     kernel_size, _, group_channels, _ = kernel_shape
     if in_channels <= 4 and kernel_size == 3:
         return "patches"
+    if not winograd.exists(kernel_shape, strides, dilation) or group_channels < 64:
+        return "split"
     one_device = jax.device_count() == 1  # the chunks of winograd would cut a sharded batch
-    exists = winograd.exists(kernel_shape, strides, dilation)
-    if exists and one_device and group_channels >= 64 and height * width <= 64**2:
+    fixed = isinstance(batch, int)  # that of an export is symbolic
+    # Fewer pixels do not pay for transforming the kernel, larger maps leave the cache.
+    if one_device and fixed and batch * height * width >= 256 and height * width <= 64**2:
         return "winograd"
     return "split"
 
