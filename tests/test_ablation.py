@@ -101,6 +101,8 @@ def test_a_failed_cell_stops_no_other(whole):
         else:
             assert row["error"].startswith("InputError: batch_size 100000 must not exceed")
     assert len({row["config"] for row in rows}) == 2
+    for log in workdir.glob("runs/*/*/log.txt"):
+        assert "Fatal" not in log.read_text()
     table = (workdir / "table.md").read_text()
     assert f"- {BAD}, seed 0: InputError: batch_size 100000" in table
     assert f"| {BAD} | 0 | failed |" in table
