@@ -101,6 +101,8 @@ def test_a_failed_cell_stops_no_other(whole):
         else:
             assert row["error"].startswith("InputError: batch_size 100000 must not exceed")
     assert len({row["config"] for row in rows}) == 2
+    for log in workdir.glob("runs/*/*/log.txt"):
+        assert "Fatal" not in log.read_text()
     table = (workdir / "table.md").read_text()
     assert f"- {BAD}, seed 0: InputError: batch_size 100000" in table
     assert f"| {BAD} | 0 | failed |" in table
@@ -228,45 +230,73 @@ def test_config_hash_is_of_what_changes_a_result():
     assert grid.config_hash(config) != before
 
 
-def test_paired_test_is_scipys():
+def by_seed(values):
+    return dict(enumerate(values))
+
+
+def test_two_cells_are_compared_as_by_scipy():
     rng = np.random.default_rng(0)
     one, other = rng.normal(80, 1, 5), rng.normal(81, 1, 5)
-    margin, p = significance.paired_test(list(one - other))
+    results = {"one": by_seed(one), "other": by_seed(other)}
+    (comparison,) = significance.compare(results, "other")
     expected = stats.ttest_rel(one, other)
-    assert p == pytest.approx(expected.pvalue)
+    assert comparison.p == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval()
-    assert 2 * margin == pytest.approx(interval.high - interval.low)
+    assert 2 * comparison.margin == pytest.approx(interval.high - interval.low)
 
 
-def test_differences_without_spread_are_no_certainty():
-    assert significance.paired_test([0.28, 0.28, 0.28]) == (0.0, 0.25)
-    assert significance.paired_test([0.0, 0.0]) == (0.0, 1.0)
-    assert significance.paired_test([3.0]) == (math.inf, 1.0)
-
-
-def test_holm_keeps_the_level_and_the_order():
-    # Worked by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03 and 0.04 raised to it.
-    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    rng = np.random.default_rng(0)
-    false_findings = sum(
-        any(p < 0.05 for p in significance.holm([significance.paired_test(d)[1] for d in draws]))
-        for draws in rng.normal(size=(1000, 4, 3))
+def test_noise_is_that_of_a_linear_model():
+    """The residual variance of accuracy ~ cell + seed, fitted by least squares."""
+    rng = np.random.default_rng(1)
+    table = rng.normal(80, 1, (4, 3)) + rng.normal(0, 3, (1, 3))
+    found = significance.noise(
+        {str(i): by_seed(row) for i, row in enumerate(table)}, range(table.shape[1])
     )
-    assert false_findings < 75  # of 1000: 50 expected at most, with a spread of 7
+    cells, seeds = (index.ravel() for index in np.indices(table.shape))
+    design = np.concatenate([np.eye(4)[cells], np.eye(3)[seeds]], 1)
+    solution = np.linalg.lstsq(design, table.ravel(), rcond=None)[0]
+    squares = np.sum((table.ravel() - design @ solution) ** 2)
+    degrees = table.size - np.linalg.matrix_rank(design)
+    assert found.degrees == degrees
+    assert found.sd == pytest.approx(np.sqrt(squares / degrees))
 
 
-def test_noise_is_no_finding_and_a_difference_is_one():
+def test_accuracies_without_noise_are_no_certainty():
+    quiet = significance.Noise(0.0, 2)
+    assert significance.block_test([0.28, 0.28, 0.28], quiet) == (0.0, 0.25)
+    assert significance.block_test([0.0, 0.0], quiet) == (0.0, 1.0)
+    assert significance.block_test([3.0], significance.Noise(math.inf, 0)) == (math.inf, 1.0)
+
+
+def test_holm_is_worked_by_hand():
+    # 4 * 0.005, 3 * 0.01, then 2 * 0.03, and 0.04 raised to it.
+    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_noise_is_seldom_a_finding():
+    rng = np.random.default_rng(0)
+    false_findings = 0
+    for _ in range(400):
+        seeds = rng.normal(size=3)  # some seeds are good for all cells
+        results = {str(i): by_seed(seeds + rng.normal(size=3)) for i in range(5)}
+        false_findings += any(c.shown for c in significance.compare(results, "0"))
+    assert false_findings < 36  # of 400: at most 20 expected, with a spread of 4.4
+
+
+def test_a_difference_beyond_noise_is_shown_and_told():
     results = {
-        "base": {0: 80.0, 1: 81.0, 2: 80.5},
-        "noise": {0: 81.0, 1: 80.2, 2: 80.6},
-        "better": {0: 84.0, 1: 85.1, 2: 84.4},
+        "base": by_seed([80.0, 81.0, 80.5]),
+        "noise": by_seed([81.0, 80.2, 80.6]),
+        "better": by_seed([84.0, 85.1, 84.4]),
         "cut short": {1: 99.0},
+        "lacks one": {0: 80.1, 2: 80.4},
     }
-    noise, better, short = significance.compare(results, "base")
+    noise, better, short, lacking = significance.compare(results, "base")
     assert not noise.shown and "no difference shown" in significance.statement(noise, "base")
     assert better.shown and "better: higher (+4.00" in significance.statement(better, "base")
     assert not short.shown and "no test" in significance.statement(short, "base")
-    assert "2 degree(s) of freedom" in significance.power_note([noise, better])
+    assert lacking.seeds == 2 and not lacking.shown
+    assert "4 degrees of freedom" in significance.power_note(results, "base")
 
 
 def test_costs_are_measured_once_a_model(tmp_path):

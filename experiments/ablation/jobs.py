@@ -133,10 +133,11 @@ def _submitit_launch(cluster: str, workdir: Path, options: list[str]) -> Launch:
 
 
 def _end_with_parent() -> None:
-    """Leave as soon as the sweep is gone: standard input then ends."""
+    """Leave as soon as the sweep is gone, even killed: standard input then ends."""
 
     def watch():
-        sys.stdin.buffer.read()
+        # Not sys.stdin, whose lock this thread would hold when the interpreter ends.
+        os.read(0, 1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

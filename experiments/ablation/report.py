@@ -64,7 +64,7 @@ def accuracy_table(rows: list[Row], comparisons: list[Comparison], baseline: str
         )
     lines += ["", *(f"- {statement(c, baseline)}" for c in comparisons)]
     if comparisons:
-        lines += ["", power_note(comparisons)]
+        lines += ["", power_note(accuracies(rows), baseline)]
     failures = [row for row in rows if row["error"]]
     if failures:
         lines += ["", "Failed:", ""]

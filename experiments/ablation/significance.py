@@ -1,4 +1,10 @@
-"""Which differences between cells are more than noise: paired over seeds, Holm's correction."""
+"""Which differences between cells are more than noise: paired over seeds, Holm's correction.
+
+With three seeds a paired t-test of two cells has two degrees of freedom and sees next to nothing.
+So the noise is estimated from all cells together: the residuals of a layout of cells by seeds,
+each of which has its own mean (a randomised block design). This takes the noise to be alike in all
+cells; of two cells alone it is the paired t-test.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +16,13 @@ from scipy import stats
 LEVEL = 0.05
 
 
+class Noise(NamedTuple):
+    """Standard deviation of a run's accuracy besides cell and seed, and its degrees of freedom."""
+
+    sd: float
+    degrees: int
+
+
 class Comparison(NamedTuple):
     """A cell against the baseline, in percent points, over the seeds that both have.
 
@@ -18,7 +31,7 @@ class Comparison(NamedTuple):
       seeds: how many pairs.
       difference: mean of cell - baseline.
       margin: half the width of its 95 % confidence interval (Student's t), for one comparison.
-      p: of the paired t-test, two-sided, for one comparison.
+      p: two-sided, for one comparison.
       p_holm: corrected for the number of comparisons.
     """
 
@@ -39,18 +52,22 @@ def compare(results: dict[str, dict[int, float]], baseline: str) -> list[Compari
     """Every other cell against the baseline.
 
     Args:
-      results: accuracy in percent by cell and seed.
+      results: accuracy in percent by cell and seed. Cells that lack seeds of the baseline are
+        compared over those that they have, by the noise of these pairs alone.
 
     Returns:
       One comparison a cell that shares a seed with the baseline, in the order of ``results``.
     """
     reference = results[baseline]
+    complete = {cell: by for cell, by in results.items() if set(by) >= set(reference)}
     found = []
     for cell, by_seed in results.items():
         seeds = sorted(set(by_seed) & set(reference))
-        if cell != baseline and seeds:
-            pairs = [by_seed[seed] - reference[seed] for seed in seeds]
-            found.append((cell, pairs, *paired_test(pairs)))
+        if cell == baseline or not seeds:
+            continue
+        pairs = [by_seed[seed] - reference[seed] for seed in seeds]
+        compared = complete if cell in complete else {baseline: reference, cell: by_seed}
+        found.append((cell, pairs, *block_test(pairs, noise(compared, seeds))))
     corrected = holm([p for *_, p in found])
     return [
         Comparison(cell, len(pairs), float(np.mean(pairs)), margin, p, p_holm)
@@ -58,23 +75,31 @@ def compare(results: dict[str, dict[int, float]], baseline: str) -> list[Compari
     ]
 
 
-def paired_test(differences: Sequence[float]) -> tuple[float, float]:
-    """Half the 95 % interval of the mean, and the two-sided p of its being zero.
+def noise(results: dict[str, dict[int, float]], seeds: Sequence[int]) -> Noise:
+    """What neither the cell nor the seed explains, over cells that have all of the seeds."""
+    table = np.array([[by_seed[seed] for seed in seeds] for by_seed in results.values()])
+    residuals = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+    variance = np.sum(residuals**2) / degrees if degrees else math.inf
+    return Noise(float(np.sqrt(variance)), degrees)
 
-    One pair says nothing: (infinity, 1). Differences without any spread would make Student's test
-    certain from two pairs on, which a coarse accuracy brings about by chance; the p is then that of
-    a sign-flip test, 2 / 2**n.
+
+def block_test(differences: Sequence[float], noise: Noise) -> tuple[float, float]:
+    """Half the 95 % interval of the mean difference, and the two-sided p of its being zero.
+
+    One pair says nothing: (infinity, 1). Without any noise Student's test would be certain, which
+    a coarse accuracy and few seeds bring about by chance; the p is then that of a sign-flip test,
+    2 / 2**n.
     """
-    n = len(differences)
-    if n < 2:
+    n, mean = len(differences), float(np.mean(differences))
+    if not noise.degrees:
         return math.inf, 1.0
-    error = float(np.std(differences, ddof=1)) / math.sqrt(n)
-    mean = float(np.mean(differences))
+    error = noise.sd * math.sqrt(2 / n)
     if error < 1e-9:
         return 0.0, 1.0 if abs(mean) < 1e-9 else min(1.0, 2 / 2**n)
     return (
-        float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error,
-        float(2 * stats.t.sf(abs(mean) / error, n - 1)),
+        float(stats.t.ppf(1 - LEVEL / 2, noise.degrees)) * error,
+        float(2 * stats.t.sf(abs(mean) / error, noise.degrees)),
     )
 
 
@@ -102,15 +127,21 @@ def statement(comparison: Comparison, baseline: str) -> str:
     )
 
 
-def power_note(comparisons: Sequence[Comparison]) -> str:
-    """What differences a sweep like this one could have missed."""
+def power_note(results: dict[str, dict[int, float]], baseline: str) -> str:
+    """What differences a sweep like this one could have missed; empty with one cell."""
+    comparisons = compare(results, baseline)
     margins = [c.margin for c in comparisons if c.seeds > 1]
+    if not comparisons:
+        return ""
     if not margins:
         return "With one seed there is no telling a difference from noise."
-    n = min(c.seeds for c in comparisons if c.seeds > 1)
+    seeds = sorted(results[baseline])
+    complete = {cell: by for cell, by in results.items() if set(by) >= set(seeds)}
+    estimate = noise(complete, seeds)
     return (
-        f"Paired over seeds, Student's t with {n - 1} degree(s) of freedom, margins at 95 % a "
-        f"comparison, Holm's correction for {len(comparisons)}. The margins are "
-        f"{min(margins):.2f} to {max(margins):.2f} points: a smaller difference could not have "
-        "been seen, and where none is shown none is ruled out."
+        f"Paired over seeds; the noise of a run besides cell and seed, {estimate.sd:.2f} points "
+        f"with {estimate.degrees} degrees of freedom, is taken to be alike in all cells; margins "
+        f"at 95 % a comparison; Holm's correction for {len(comparisons)}. A difference smaller "
+        f"than {max(margins):.2f} points need not have been seen: where none is shown, none is "
+        "ruled out."
     )
