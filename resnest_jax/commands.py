@@ -19,8 +19,11 @@ def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> 
 
     A run that was told to stop exits with 143, as SIGTERM itself would have it.
 
+    What is compiled is kept in the user's cache directory for the next time.
+
     ``arguments``: whether it takes any besides its options.
     """
+    _keep_compiled()
     try:
         app.run(main, flags_parser=partial(_parse, arguments=arguments))
     except PreemptedError as error:
@@ -35,6 +38,19 @@ def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> 
             f"another process of the run has failed or was killed; the same command goes on from "
             f"the last checkpoint ({error})"
         )
+
+
+def _keep_compiled() -> None:
+    """Give JAX's compilation cache a directory, unless the user did or it cannot be written."""
+    if jax.config.jax_compilation_cache_dir:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnest_jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a read-only file system; a user without a home
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def fail(error: object) -> None:

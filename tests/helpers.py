@@ -7,6 +7,12 @@ from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+
+def xla_flags(devices: int) -> str:
+    """That many virtual devices, and programs that are quick to compile rather than to run."""
+    return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+
+
 # Ten classes and few parameters: a step takes milliseconds, compiling it a few seconds.
 TINY = {
     "model.planes": (8, 8, 8, 8),

@@ -36,7 +36,6 @@ SWEEP = [
 DOES, FAILS = "--axis=batch_size=240", "--axis=batch_size=240,100000"
 GOOD, BAD = "0s1x64d batch_size=240", "0s1x64d batch_size=100000"
 # Compiling takes longest here, so that it is done for one device and without much effort.
-XLA_FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 
 
 def command(*args):
@@ -44,7 +43,7 @@ def command(*args):
 
 
 def environment():
-    return os.environ | {"XLA_FLAGS": XLA_FLAGS}
+    return os.environ | {"XLA_FLAGS": helpers.xla_flags(1)}
 
 
 def run(*args):

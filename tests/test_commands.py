@@ -24,7 +24,7 @@ QUICK = [
 
 
 def environment():
-    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    return os.environ | {"XLA_FLAGS": helpers.xla_flags(2)}
 
 
 def run(module, *args):
@@ -103,7 +103,7 @@ def test_one_image_cannot_train(tmp_path):
     result = subprocess.run(
         [*command, "--config.batch_size=1"],
         cwd=helpers.ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+        env=os.environ | {"XLA_FLAGS": helpers.xla_flags(1)},
         capture_output=True,
         text=True,
     )
@@ -174,3 +174,27 @@ def stored_arrays(workdir):
         tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_what_was_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
+    code = (
+        "import jax; from resnest_jax import commands; "
+        "commands.run(lambda _: print(jax.jit(abs)(-1)))"
+    )
+    for home, chosen, expected in (
+        (tmp_path / "cache", None, tmp_path / "cache" / "resnest_jax"),
+        (tmp_path / "unused", tmp_path / "mine", tmp_path / "mine"),
+        ("/dev/null", None, None),  # cannot be written: nothing is kept
+    ):
+        variables = os.environ | {"XDG_CACHE_HOME": str(home)}
+        variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        variables.pop("JAX_COMPILATION_CACHE_DIR", None)
+        if chosen:
+            variables["JAX_COMPILATION_CACHE_DIR"] = str(chosen)
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(
+            command, cwd=helpers.ROOT, env=variables, capture_output=True, text=True
+        )
+        assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
+        assert expected is None or any(expected.iterdir())
+    assert not (tmp_path / "unused").exists()

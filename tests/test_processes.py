@@ -19,7 +19,7 @@ COMMAND = [
     *[sys.executable, "-m", "resnest_jax.train", *QUICK],
     "--config.parallel.batch_norm=device",
 ]
-FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+FOUR_DEVICES = {"XLA_FLAGS": helpers.xla_flags(4)}
 # One worker runs them all: they share a run that nothing disturbs.
 pytestmark = pytest.mark.xdist_group("processes")
 

@@ -1,5 +1,7 @@
 """The two formulations of the paper, and the convolution under them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def randomize(variables, seed=0):
 def test_formulations_agree(radix, cardinality, train):
     x = np.random.default_rng(1).standard_normal((3, 7, 6, 32)).astype(np.float32)
     radix_major = SplitAttention(64, radix, cardinality)
-    variables = randomize(radix_major.init(jax.random.key(0), x))
+    variables = randomize(jax.jit(radix_major.init)(jax.random.key(0), x))
     cardinal = CardinalSplitAttention(64, radix, cardinality)
     moved = from_radix_major(variables, radix, cardinality)
     shapes = jax.eval_shape(cardinal.init, jax.random.key(0), x)
@@ -66,19 +68,21 @@ def test_convolution_expressions_agree(groups, size, strides, dilation):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 9, 8, 16)).astype(np.float32)
     kernel = rng.standard_normal((size, size, 16 // groups, 32)).astype(np.float32)
-    cotangent = None
-    results = {}
-    for expression in ("grouped", "split", "auto"):
-        out, vjp = jax.vjp(
-            lambda x, k, e=expression: conv2d(x, k, strides, dilation, groups, e), x, kernel
-        )
-        if cotangent is None:
-            cotangent = rng.standard_normal(out.shape).astype(np.float32)
-        results[expression] = (out, *vjp(cotangent))
     expected = direct_convolution(x, kernel, strides, dilation, groups)
-    np.testing.assert_allclose(results["grouped"][0], expected, rtol=1e-4, atol=1e-4)
-    for expression in ("split", "auto"):
-        for a, b in zip(results[expression], results["grouped"], strict=True):
+    cotangent = rng.standard_normal(expected.shape).astype(np.float32)
+
+    def value_and_gradients(expression):
+        def run(x, kernel, cotangent):
+            conv = partial(conv2d, expression=expression)
+            y, vjp = jax.vjp(lambda x, k: conv(x, k, strides, dilation, groups), x, kernel)
+            return y, *vjp(cotangent)
+
+        return jax.jit(run)(x, kernel, cotangent)
+
+    of_xla = value_and_gradients("grouped")
+    np.testing.assert_allclose(of_xla[0], expected, rtol=1e-4, atol=1e-4)
+    for expression in ("split", "patches", "auto", "split,winograd,grouped"):
+        for a, b in zip(value_and_gradients(expression), of_xla, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

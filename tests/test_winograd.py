@@ -1,5 +1,7 @@
 """Winograd's algorithm against XLA's convolution, in one chunk and in several."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +19,16 @@ def test_value_and_gradients_are_those_of_the_convolution(monkeypatch, tiles, si
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((6, *size, 4 * groups), np.float32))
     kernel = jnp.asarray(rng.standard_normal((3, 3, 4, 6 * groups), np.float32))
+    cotangent = jnp.asarray(rng.standard_normal((6, *size, 6 * groups), np.float32))
     results = {}
     for expression in ("winograd", "grouped"):
-        y, gradient = jax.vjp(
-            lambda x, k, e=expression: conv2d(x, k, groups=groups, expression=e), x, kernel
-        )
-        cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape, np.float32))
-        results[expression] = (y, *gradient(cotangent))
+
+        def run(x, kernel, cotangent, expression=expression):
+            conv = partial(conv2d, groups=groups, expression=expression)
+            y, gradient = jax.vjp(lambda x, kernel: conv(x, kernel), x, kernel)
+            return y, *gradient(cotangent)
+
+        results[expression] = jax.jit(run)(x, kernel, cotangent)
     for ours, expected in zip(results["winograd"], results["grouped"], strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -32,13 +37,13 @@ def test_folded_kernels_are_transformed_and_logits_equal():
     """Stage 3 and 4 of this model have enough channels a group for it."""
     model = create_model("resnest14", num_classes=5)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-    variables = model.init(jax.random.key(1), images)
-    expected = model.apply(variables, images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    expected = jax.jit(model.apply)(variables, images)
     folded, folded_variables = fold(model, variables)
     assert "winograd" in folded_variables["params"]["stage4_block1"]["conv2"]["conv"]
-    np.testing.assert_allclose(
-        folded.apply(folded_variables, images), expected, rtol=1e-4, atol=1e-4
-    )
+    actual = jax.jit(folded.apply)(folded_variables, images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
     plain, plain_variables = fold(model.clone(expression="grouped"), variables)
     assert "kernel" in plain_variables["params"]["stage4_block1"]["conv2"]["conv"]
-    np.testing.assert_allclose(plain.apply(plain_variables, images), expected, rtol=1e-4, atol=1e-4)
+    actual = jax.jit(plain.apply)(plain_variables, images)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

@@ -8,6 +8,9 @@ from experiments.timing import time_calls
 from resnest_jax.models.convolution import EXPRESSIONS, Conv, conv2d
 from resnest_jax.models.winograd import exists
 
+# Expressions of the value, of the gradient of x and of that of the kernel.
+MIXED = ("split,split,winograd", "split,winograd,winograd")
+
 
 def shapes(model, images: jax.Array) -> list[tuple]:
     """(shape of the input, of the kernel, strides, dilation, groups) of every one, once."""
@@ -33,8 +36,8 @@ def rows(model, images: jax.Array, repeats: int, train: bool) -> list[dict]:
         x = jax.random.normal(jax.random.key(0), x_shape, model.dtype)
         kernel = jax.random.normal(jax.random.key(1), kernel_shape, model.dtype)
         calls = {}
-        for expression in EXPRESSIONS:
-            if expression == "winograd" and not exists(kernel_shape, *settings[:2]):
+        for expression in ("auto", *EXPRESSIONS, *MIXED * train):
+            if "winograd" in expression and not exists(kernel_shape, *settings[:2]):
                 continue
 
             def forward(x, kernel, settings=settings, expression=expression):

@@ -12,7 +12,7 @@ from jax import lax
 from resnest_jax.errors import InputError
 from resnest_jax.models import winograd
 
-EXPRESSIONS = ("auto", "grouped", "split", "winograd", "patches")
+EXPRESSIONS = ("grouped", "split", "winograd", "patches")
 
 # The authors' initialisation: a normal that is not truncated, fan-out k * k * features.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -98,47 +98,87 @@ def conv2d(
         without strides or dilation; elsewhere as ``split``;
       ``patches``: the pixels under the kernel side by side and one matrix product a group;
       ``auto``: what was measured to be fastest, see ``_fastest``.
-    A 1x1 convolution is a matrix product a group, whatever the expression.
+    Three of them, ``"split,split,winograd"``, are those of the value, of the gradient of ``x``
+    and of the gradient of the kernel. A 1x1 convolution is a matrix product a group, whatever
+    the expression. ``winograd`` and three different ones have no forward-mode derivative.
 
     Raises:
       InputError: if ``expression`` is none of these.
     """
-    if expression not in EXPRESSIONS:
-        raise InputError(f"unknown convolution expression {expression!r}; there are {EXPRESSIONS}")
+    check_expression(expression)
     if kernel.shape[:2] == (1, 1):
         return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
     if expression == "auto":
         expression = _fastest(x.shape, kernel.shape, strides, dilation, groups)
-    if expression == "grouped":
-        return _direct(x, kernel, strides, dilation, groups)
-    if expression == "winograd" and winograd.exists(kernel.shape, strides, dilation):
-        return winograd.conv3x3(x, kernel, groups)
-    if expression == "patches":
-        form = partial(_patches, strides=strides, dilation=dilation)
-    else:
-        form = partial(_direct, strides=strides, dilation=dilation)
-    if groups == 1:
-        return form(x, kernel)
-    pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    return jnp.concatenate([form(*pair) for pair in pairs], -1)
+    settings = (strides, dilation, groups)
+    if "," in expression:
+        return _mixed(x, kernel, settings, tuple(expression.split(",")))
+    return _express(x, kernel, settings, expression)
+
+
+def check_expression(expression: str) -> None:
+    """Raise an InputError if there is no such expression."""
+    names = expression.split(",") if isinstance(expression, str) else []
+    if expression != "auto" and (len(names) not in (1, 3) or not set(names) <= set(EXPRESSIONS)):
+        raise InputError(
+            f"model field expression must be 'auto', one of {EXPRESSIONS}, or three of these "
+            f"separated by commas; got {expression!r}"
+        )
 
 
 def _fastest(x_shape: tuple, kernel_shape: tuple, strides: int, dilation: int, groups: int) -> str:
-    """The expression for a shape: from ``python -m experiments.benchmark --layers``."""
+    """The expression for a shape: from ``python -m experiments.benchmark --layers --train``."""
     if jax.default_backend() != "cpu" or groups > 8:
         return "grouped"
     batch, height, width, in_channels = x_shape
     kernel_size, _, group_channels, _ = kernel_shape
     if in_channels <= 4 and kernel_size == 3:
         return "patches"
-    if not winograd.exists(kernel_shape, strides, dilation) or group_channels < 64:
-        return "split"
     one_device = jax.device_count() == 1  # the chunks of winograd would cut a sharded batch
     fixed = isinstance(batch, int)  # that of an export is symbolic
+    if not (winograd.exists(kernel_shape, strides, dilation) and one_device and fixed):
+        return "split"
     # Fewer pixels do not pay for transforming the kernel, larger maps leave the cache.
-    if one_device and fixed and batch * height * width >= 256 and height * width <= 64**2:
+    enough = batch * height * width >= 256
+    if enough and group_channels >= 64 and height * width <= 64**2:
         return "winograd"
-    return "split"
+    return "split,split,winograd" if enough and group_channels >= 24 else "split"
+
+
+def _express(x: jax.Array, kernel: jax.Array, settings: tuple, expression: str) -> jax.Array:
+    """The convolution in one expression, its gradients being what follows from that."""
+    strides, dilation, groups = settings
+    if expression == "grouped":
+        return _direct(x, kernel, *settings)
+    if expression == "winograd" and winograd.exists(kernel.shape, strides, dilation):
+        return winograd.conv3x3(x, kernel, groups)
+    form = partial(
+        _patches if expression == "patches" else _direct, strides=strides, dilation=dilation
+    )
+    if groups == 1:
+        return form(x, kernel)
+    pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return jnp.concatenate([form(*pair) for pair in pairs], -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tuple) -> jax.Array:
+    """The convolution with expressions of its own for the value and for either gradient."""
+    return _express(x, kernel, settings, forms[0])
+
+
+def _mixed_forward(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tuple) -> tuple:
+    return _mixed(x, kernel, settings, forms), (x, kernel)
+
+
+def _mixed_backward(settings: tuple, forms: tuple, saved: tuple, dy: jax.Array) -> tuple:
+    x, kernel = saved
+    _, of_x = jax.vjp(lambda x: _express(x, kernel, settings, forms[1]), x)
+    _, of_kernel = jax.vjp(lambda kernel: _express(x, kernel, settings, forms[2]), kernel)
+    return *of_x(dy), *of_kernel(dy)
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)
 
 
 def _direct(

@@ -10,7 +10,7 @@ from flax.typing import Dtype
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.attention_units import SelectiveKernel, SqueezeExcitation
-from resnest_jax.models.convolution import EXPRESSIONS, Conv, uniform_init
+from resnest_jax.models.convolution import Conv, check_expression, uniform_init
 from resnest_jax.models.normalization import MODES, BatchNorm
 from resnest_jax.models.pooling import average_pool, max_pool, shortcut_pool
 from resnest_jax.models.regularization import DropBlock, drop_path
@@ -155,7 +155,7 @@ class ResNeSt(nn.Module):
         gives the paper's, which were not synchronised.
       remat: stages whose activations are computed again in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
-      expression: how grouped convolutions are written, see ``models.convolution``.
+      expression: how grouped convolutions are written, see ``models.convolution.conv2d``.
       dtype: dtype of activations; parameters, statistics and logits are float32.
 
     Raises:
@@ -284,8 +284,8 @@ def _check_fields(model: ResNeSt) -> None:
         value = getattr(model, field)
         if len(value) != 4 or any(not isinstance(n, int) or n < 1 for n in value):
             raise InputError(f"model field {field} must be four positive integers; got {value!r}")
-    choices = {"output_stride": (8, 16, 32), "expression": EXPRESSIONS}
-    choices |= {"attention": ATTENTIONS, "norm": MODES}
+    check_expression(model.expression)
+    choices = {"output_stride": (8, 16, 32), "attention": ATTENTIONS, "norm": MODES}
     for field, allowed in choices.items():
         if (value := getattr(model, field)) not in allowed:
             raise InputError(f"model field {field} must be one of {allowed}; got {value!r}")
