@@ -91,7 +91,8 @@ def get_config(name: str = "resnest50") -> ConfigDict:
                 "erasing": 0.0,
                 "repeats": 1,
             },
-            # One weight a batch as in the code; the paper draws one a sample.
+            # One weight a batch as in the code (there of one worker's 128 images, here of all);
+            # the paper draws one a sample.
             "mix": {"mixup": 0.2, "cutmix": 0.0, "per_sample": False},
             "optimizer": {
                 "name": "sgd",

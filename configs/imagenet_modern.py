@@ -4,7 +4,9 @@
 
 A2: 300 epochs at 224 px; A3: 100 epochs at 160 px, tested at 224. Binary cross-entropy, LAMB,
 mixup and cutmix in turn, RandAugment, and for A2 each image three times a batch and stochastic
-depth. The paper gives 79.8 and 78.1 % for a ResNet-50; of ResNeSt-50 (--config.model.name takes
+depth. timm's RandAugment, which the paper used, applies each operator drawn with probability 0.5,
+at a magnitude that varies, after the crop; here it is always applied, at that magnitude, before
+the crop. The paper gives 79.8 and 78.1 % for a ResNet-50; of ResNeSt-50 (--config.model.name takes
 another) it was not measured yet.
 """
 

@@ -32,7 +32,7 @@ def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> 
     except (InputError, DivergenceError, StorageError) as error:
         fail(error)
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         fail(
             f"another process of the run has failed or was killed; the same command goes on from "
@@ -83,7 +83,10 @@ def _unknown_key(argv: list[str]) -> str | None:
     path, _, argument = files[-1].partition(":") if files else ("", "", "")
     if not Path(path).is_file():
         return None
-    config = runpy.run_path(path)["get_config"](*[argument] if argument else [])
+    try:
+        config = runpy.run_path(path)["get_config"](*[argument] if argument else [])
+    except Exception as error:  # whatever a config file may raise
+        return f"--config={files[-1]}: {error}"
     for name in (arg.lstrip("-").split("=")[0] for arg in argv):
         section, where = config, "config"
         for key in name.split(".")[1:] if name.startswith("config.") else ():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
@@ -16,6 +18,7 @@ from resnest_jax.runs import parameter_table
 from resnest_jax.training.curves import plot_schedule
 from resnest_jax.training.mesh import batch_sharding, make_mesh, shard
 from resnest_jax.training.metrics import write_json
+from resnest_jax.training.processes import is_main
 from resnest_jax.training.programs import abstract_state, initial_state, jit_train_step
 
 FOLDER = "dry_run"
@@ -36,21 +39,14 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
       InputError: if the run could not work; a single line with every reason that is left when
         config and data are sound.
     """
-    run = recipe.build(config)
-    recipe.check_workdir(workdir, config)
     folder = workdir / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / recipe.CONFIG, config.to_dict())
-        (folder / "parameters.txt").write_text(parameter_table(run) + "\n")
-    except OSError as error:
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
-    plot_schedule(run.schedule, run.plan.total_steps, run.plan.steps_per_epoch, folder)
-    print(config)
-    print((folder / "parameters.txt").read_text())
+    run = recipe.build(config, folder)
+    recipe.check_workdir(workdir, config)
+    if is_main():
+        _describe(run, config, workdir, folder)
     report = {"steps": run.plan.total_steps, "steps_per_epoch": round(run.plan.steps_per_epoch, 2)}
     _show("run", report)
-    report |= _show("data", _measure_input(config))
+    report |= _show("data", _measure_input(config, folder))
     if run.pretrained:
         run.pretrained()
         _show("pretrained", {"weights": config.pretrained.weights})
@@ -62,7 +58,8 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
         report |= _show("step", _measure_step(run, config, compiled))
         step_rate = report.get(STEP_RATE) or report[STEP_RATE_BOUND]
         report |= _show("limited", {"by": "input" if report[INPUT_RATE] < step_rate else "step"})
-    write_json(folder / "report.json", report)
+    if is_main():
+        write_json(folder / "report.json", report)
     problems = []
     if not fits:
         problems.append(
@@ -80,18 +77,33 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     return report
 
 
+def _describe(run: recipe.Run, config: ConfigDict, workdir: Path, folder: Path) -> None:
+    """Config, parameters and schedule, on the screen and in the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / recipe.CONFIG, config.to_dict())
+        (folder / "parameters.txt").write_text(parameter_table(run) + "\n")
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+    plot_schedule(run.schedule, run.plan.total_steps, run.plan.steps_per_epoch, folder)
+    print(config)
+    print((folder / "parameters.txt").read_text())
+
+
 def _show(title: str, values: dict) -> dict:
-    print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in values.items()), flush=True)
+    if is_main():
+        text = ", ".join(f"{name} {value}" for name, value in values.items())
+        print(f"{title}: {text}", flush=True)
     return values
 
 
-def _measure_input(config: ConfigDict) -> dict:
+def _measure_input(config: ConfigDict, folder: Path) -> dict:
     """Read training images for some seconds, and one batch to evaluate."""
     small = config.copy_and_resolve_references()
     least = jax.device_count() * config.parallel.accumulate
     # A whole batch may take longer than there is time; the rate does not depend on its size.
     small.batch_size = min(config.batch_size, least * math.ceil(32 / least))
-    batches = recipe.build(small).batches
+    batches = recipe.build(small, folder).batches
     next(batches.eval())
     stream = batches.train(0)
     next(stream)  # by then the workers have started
@@ -168,15 +180,16 @@ def _measure_step(run: recipe.Run, config: ConfigDict, compiled: jax.stages.Comp
     seconds = analysis.get("flops", 0.0) / _matmul_rate()
     if jax.default_backend() == "cpu":
         seconds *= jax.local_device_count()  # they share the cores
-    measured = seconds < STEP_SECONDS
+    # Steps are exchanges between the processes: all do as many.
+    measured = _agreed(seconds < STEP_SECONDS)
     if measured:
         state = initial_state(run.task, run.optimizer, run.plan)
         mesh = make_mesh()
-        stream = run.batches.train(0)
+        stream = run.batches.train(run.plan.total_steps - 1)  # images of the last size
         batch = shard(next(stream), mesh)
         stream.close()
         times = []
-        while len(times) < 4 and sum(times) < STEP_SECONDS:
+        while not times or _agreed(len(times) < 4 and sum(times) < STEP_SECONDS):
             begun = time.perf_counter()
             state, metrics = compiled(state, batch)
             loss = float(metrics["loss"])
@@ -186,6 +199,11 @@ def _measure_step(run: recipe.Run, config: ConfigDict, compiled: jax.stages.Comp
         seconds = min(times)
     rate = STEP_RATE if measured else STEP_RATE_BOUND
     return {rate: round(config.batch_size / seconds, 1), "step_seconds": round(seconds, 3)}
+
+
+def _agreed(decision: bool) -> bool:
+    """What the main process decides."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(decision)))
 
 
 def _matmul_rate() -> float:

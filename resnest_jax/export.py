@@ -58,10 +58,9 @@ def export(
     channels = variables["params"]["stem"]["conv1"]["kernel"].shape[2]
     if channels != 3:
         raise InputError(f"only models of RGB images can be exported; these have {channels}")
-    folded, variables = fold(model, variables)
     if set(platforms) != {"cpu"}:
-        # "auto" would decide for the machine that exports.
-        folded = folded.clone(expression="grouped")
+        model = model.clone(expression="grouped")  # "auto" would decide for this machine
+    folded, variables = fold(model, variables)
 
     @jax.jit
     def classify(images):

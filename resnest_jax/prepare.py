@@ -28,6 +28,8 @@ def main(_: list[str]) -> None:
         f"{DATASET.value}: {len(opened.train)} images to train on, {len(opened.eval)} to "
         f"evaluate, {len(opened.class_names)} classes"
     )
+    if DATA_DIR.value:
+        print(f"to train on it: export TFDS_DATA_DIR={DATA_DIR.value}")
 
 
 if __name__ == "__main__":

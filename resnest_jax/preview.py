@@ -20,18 +20,19 @@ def draw_batch(config: ConfigDict, path: Path, split: str, count: int, step: int
     """Draw a batch of the recipe, ``train`` (augmented and mixed) or ``eval``, as a PNG.
 
     Args:
-      config: its ``batch_size`` is replaced by ``count``.
+      config: the recipe.
+      count: the images shown, the first of the batch; mixed among themselves, if at all.
       step: of training, from 0.
 
     Raises:
       InputError: if the config or the data is not usable, or the picture cannot be written.
     """
     config = config.copy_and_resolve_references()
+    first = step * config.batch_size // count  # counted in batches of the picture's size
     config.batch_size, config.parallel.accumulate = count, 1
     run = recipe.build(config)
-    batch = next(run.batches.train(step) if split == "train" else run.batches.eval())
+    batch = next(run.batches.train(first) if split == "train" else run.batches.eval())
     if split == "train":
-        # The key that the step itself would have.
         rng = jax.random.fold_in(jax.random.key(config.seed), step)
         images, targets = run.task.inputs(jax.random.split(rng)[0], batch)
         images = np.asarray(images) * STD + MEAN

@@ -20,7 +20,7 @@ from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.mesh import check_batch_size
 from resnest_jax.training.metrics import write_json
 from resnest_jax.training.optimizer import make_optimizer, make_schedule, only_below
-from resnest_jax.training.processes import is_main
+from resnest_jax.training.processes import is_main, main_first
 from resnest_jax.training.programs import Plan
 
 # Keys of every recipe; those with a tuple are sections of these keys (None: any).
@@ -102,9 +102,10 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
     check_batch_size(config.batch_size, config.parallel.accumulate)
     model_fields = _model_fields(config)
     create_model(**model_fields)  # before a data set is prepared for nothing
-    opened = open_dataset(
-        config.dataset, train_split=config.train_split, eval_split=config.eval_split
-    )
+    with main_first():  # which may have to prepare it
+        opened = open_dataset(
+            config.dataset, train_split=config.train_split, eval_split=config.eval_split
+        )
     num_classes = len(opened.class_names)
     if model_fields.setdefault("num_classes", num_classes) != num_classes:
         raise InputError(
@@ -119,6 +120,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
         eval_image_size=config.eval_image_size,
         eval_crop=config.eval_crop,
         batch_size=config.batch_size,
+        eval_batch_size=config.batch_size // config.parallel.accumulate,  # no more at a time
         seed=config.seed,
         unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
         **config.loader,

@@ -79,15 +79,19 @@ def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
       InputError: if there is no run or no such checkpoint in ``workdir``.
     """
     config = recipe.load_config(workdir)
-    run = recipe.build(config)
+    run = recipe.build(config, workdir)
     latest_folder(workdir)  # there must be one
-    with _checkpoints(run, config, workdir) as checkpoints:
+    with _checkpoints(run, config, workdir, read_only=True) as checkpoints:
         state = abstract_state(run.task, run.optimizer, run.plan)
         state, _ = checkpoints.restore(state, checkpoint)
     results = make_evaluate(run.task, run.batches)(state)
     return {"model": config.model.name, "step": int(state.step), **results}
 
 
-def _checkpoints(run: recipe.Run, config: ConfigDict, workdir: Path) -> Checkpoints:
+def _checkpoints(
+    run: recipe.Run, config: ConfigDict, workdir: Path, read_only: bool = False
+) -> Checkpoints:
     keep_last = config.checkpoint.keep_last
-    return Checkpoints(workdir, best_metric=run.task.best_metric, keep_last=keep_last)
+    return Checkpoints(
+        workdir, best_metric=run.task.best_metric, keep_last=keep_last, read_only=read_only
+    )

@@ -56,8 +56,12 @@ def test_train_then_evaluate(tmp_path):
     for word in ("step 12/12", "images/s", "loss", "eval_top1"):
         assert word in trained.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    # Evaluating leaves alone what a run may just be writing.
+    writing = tmp_path / "run" / "checkpoints" / "15.orbax-checkpoint-tmp"
+    writing.mkdir()
     evaluated = run("evaluate", f"--workdir={tmp_path}/run")
     assert json.loads(evaluated.stdout)["eval_top1"] == summary["eval_top1"]
+    assert writing.exists()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,7 @@ def test_train_then_evaluate(tmp_path):
         ("--config.dataset=folder:/no/such/folder", ["/no/such/folder"]),
         ("--workdir=/dev/null/run", ["/dev/null/run", "cannot be written"]),
         ("--config=configs/no_such_config.py", ["no_such_config.py"]),
+        ("--config=configs/imagenet.py:resnest51", ["imagenet.py:resnest51: no ", "resnest50"]),
         ("stray", ["stray"]),
     ],
 )

@@ -198,7 +198,7 @@ def test_data_set_prepared_as_tfrecord_says_so(tmp_path):
     open_dataset("train_only", data_dir=tmp_path)
     info = tmp_path / "train_only" / "1.0.0" / "dataset_info.json"
     info.write_text(json.dumps({**json.loads(info.read_text()), "fileFormat": "tfrecord"}))
-    with pytest.raises(InputError, match=r"as tfrecord.*another data_dir"):
+    with pytest.raises(InputError, match=r"as tfrecord.*TFDS_DATA_DIR name another"):
         open_dataset("train_only", data_dir=tmp_path)
 
 
@@ -547,6 +547,7 @@ def test_image_sizes_change_at_their_steps():
             eval_image_size=8,
             eval_crop="whole",
             batch_size=4,
+            eval_batch_size=4,
             seed=1,
             unreadable_log=None,
             workers=0,
@@ -632,6 +633,8 @@ def test_too_many_unreadable_images_are_an_error(tmp_path):
     images = Images(Numbered(20, broken=[2, 3, 4]), max_unreadable=2, log=log)
     with pytest.raises(InputError, match=r"3 images cannot be read, more than loader\.max_unread"):
         take(train_batches(images, TrainTransform(8), Share(4), seed=0), 10)
+    with pytest.raises(InputError, match="3 images cannot be read"):  # nor by starting again
+        Images(Numbered(20, broken=[4]), max_unreadable=2, log=log)[4]
     again = Images(Numbered(20, broken=[5]), max_unreadable=2, log=log)
     with pytest.raises(InputError, match=f"4 images cannot be read.*{log}.*numbered#5"):
         again[5]  # what was found before a restart counts

@@ -28,6 +28,15 @@ def test_dry_run_reports_and_leaves_no_run(tmp_path):
     assert "stage4_block1/conv3/kernel" in result.stdout
 
 
+def test_dry_run_of_growing_images_measures_the_last_size(tmp_path):
+    config = helpers.tiny_config()
+    with config.unlocked():
+        del config["image_size"]  # an integer
+        config.image_size = ((0, 16), (1, 24))
+    report = dry_run.dry_run(config, tmp_path)
+    assert report["step_images_per_second"] > 0
+
+
 def test_dry_run_of_what_does_not_fit_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "_device_memory", lambda: 2**20)
     config = helpers.tiny_config(checkpoint__keep_last=10**9)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import resnest_jax
+from resnest_jax import export as export_module
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import normalize
 
@@ -100,6 +101,12 @@ def test_fold_refuses_what_it_cannot_fold(resnest14):
     params = variables["params"] | {"stem": stem}
     with pytest.raises(InputError, match=r"stem/bn1.*conv1"):
         resnest_jax.fold(model, variables | {"params": params})
+
+
+def test_other_platforms_get_no_form_that_suits_the_cpu(resnest14):
+    model, variables, _ = resnest14
+    text = export_module.export(model, variables, SIZE, ["cuda"]).mlir_module()
+    assert text.count("feature_group_count = 2") == 4  # one in every block
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

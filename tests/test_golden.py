@@ -53,9 +53,23 @@ def test_logits(case):
     assert_close(logits, golden.MORE[case])
 
 
-def test_training():
+# With eight devices "auto" takes nothing of what it takes with one.
+ON_ONE_DEVICE = ["winograd", "split,split,winograd"]
+
+
+@pytest.mark.parametrize("expression", ON_ONE_DEVICE)
+def test_logits_in_other_expressions(expression):
+    case = next(iter(golden.CASES))
+    name, fields, shape, seed = golden.CASES[case]
+    model, variables = golden.build(name, fields | {"expression": expression})
+    logits = jax.jit(model.apply)(variables, golden.images(shape, seed))
+    assert_close(logits, golden.golden(case, "logits"))
+
+
+@pytest.mark.parametrize("expression", ["auto", *ON_ONE_DEVICE])
+def test_training(expression):
     case, (name, fields, shape, seed) = golden.TRAIN_CASE
-    model, variables = golden.build(name, fields)
+    model, variables = golden.build(name, fields | {"expression": expression})
     labels = 7 * np.arange(shape[0])
 
     def loss_fn(params, images):

@@ -9,7 +9,8 @@ import pytest
 
 import resnest_jax
 from resnest_jax import recipe
-from resnest_jax.tasks.classification import normalize
+from resnest_jax.tasks.classification import Classification, normalize
+from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.state import create_state, make_train_step, split_batch
 
@@ -130,6 +131,28 @@ def test_steps_of_the_paper_against_numpy():
                 actual,
                 expected,
             )
+
+
+class Fixed:
+    """A model whose logits are given."""
+
+    logits = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+
+    def apply(self, *_, **__):
+        return self.logits, {"batch_stats": {}}
+
+
+def test_sigmoid_loss_takes_every_mixed_class_to_be_there():
+    labels = np.array([0, 1, 2, 1])
+    batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": labels}
+    task = Classification(Fixed(), 3, 8, loss="sigmoid", mixing=Mixing(mixup=50.0))
+    _, targets = task.inputs(jax.random.key(0), batch)
+    share = np.sort(np.asarray(targets)[0])  # near one half: the threshold decides nothing
+    np.testing.assert_allclose(share[-2:], 0.5, atol=0.2)
+    loss, _ = task.loss_fn({}, {}, batch, jax.random.key(7), 0.0)
+    there = np.eye(3)[labels] + np.eye(3)[labels[::-1]] > 0  # an image and its partner
+    log_p, log_q = (-np.log1p(np.exp(sign * Fixed.logits)) for sign in (-1, 1))
+    np.testing.assert_allclose(loss, -np.where(there, log_p, log_q).mean(), rtol=1e-5)
 
 
 def test_lamb_against_numpy():

@@ -20,8 +20,11 @@ srun --kill-on-bad-exit=1 python -m resnest_jax.train "--config=configs/imagenet
   "--config.dataset=$data" "--workdir=$workdir" "$@" &
 srun_id=$!
 trap 'kill -TERM $srun_id' TERM
-wait $srun_id
-code=$?
+# A trap ends a wait early: until the run has stored its step.
+while kill -0 $srun_id 2> /dev/null; do
+  wait $srun_id
+  code=$?
+done
 # 143: told to stop, and stored.
 if [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -6,6 +6,6 @@
 set -euo pipefail
 name=$1 zone=$2 model=$3 data=$4 workdir=$5
 shift 5
-command="cd ~/resnest_jax && python -m resnest_jax.train --config=configs/imagenet.py:$model"
+command="cd ~/resnest_jax && JAX_COORDINATOR_ADDRESS=auto python -m resnest_jax.train --config=configs/imagenet.py:$model"
 command+=" --config.dataset=$data --workdir=$workdir $*"
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"

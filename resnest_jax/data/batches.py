@@ -24,6 +24,7 @@ class ImageBatches:
       image_sizes: (first step, side) of the training images, from step 0 on.
       eval_image_size, eval_crop: see ``EvalTransform``.
       batch_size: images of all processes.
+      eval_batch_size: those of a batch to evaluate.
       seed: of order and augmentation.
       unreadable_log: where images that cannot be read are listed; None allows none.
       workers: see ``train_batches``.
@@ -43,6 +44,7 @@ class ImageBatches:
         eval_image_size: int,
         eval_crop: str,
         batch_size: int,
+        eval_batch_size: int,
         seed: int,
         unreadable_log: Path | None,
         workers: int,
@@ -58,7 +60,9 @@ class ImageBatches:
             )
         if workers < 0:
             raise InputError(f"loader.workers must not be negative; got {workers}")
-        self._share = Share(batch_size, jax.process_index(), jax.process_count())
+        process = {"index": jax.process_index(), "count": jax.process_count()}
+        self._share = Share(batch_size, **process)
+        self._eval_share = Share(eval_batch_size, **process)
         self._records, self._workers = dataset.train, workers
         self._train_images = Images(dataset.train, max_unreadable, unreadable_log)
         self._eval_images = Images(dataset.eval, max_unreadable, unreadable_log)
@@ -93,5 +97,5 @@ class ImageBatches:
     def eval(self) -> Batches:
         """One pass over the evaluation images."""
         return eval_batches(
-            self._eval_images, self._eval_transform, self._share, workers=self._workers
+            self._eval_images, self._eval_transform, self._eval_share, workers=self._workers
         )

@@ -42,12 +42,13 @@ class Images:
     """Random access to {"image": uint8 (H, W, 3), "label": int, "key": str}.
 
     In place of a record that cannot be read there is the next one that can: the choice depends
-    on the index alone. Its key goes into the log, once, a line each, whatever process finds it.
+    on the index alone. Its key goes into the log, once, a line each, whatever worker finds it.
 
     Args:
       records: the encoded images.
-      max_unreadable: how many different ones may turn out to be unreadable.
-      log: a file that all processes of a host append to; None is none, and none may be unreadable.
+      max_unreadable: how many different ones may turn out to be unreadable, in this process of
+        the run and its workers.
+      log: a file that these append to; None is none, and none may be unreadable.
     """
 
     def __init__(self, records: Records, max_unreadable: int = 0, log: Path | None = None):
@@ -84,14 +85,13 @@ class Images:
     def _note(self, key: str, error: Exception) -> None:
         """Write the key down unless it is there; raise when there are too many."""
         known = set(self._log.read_text().splitlines()) if self._log.exists() else set()
-        if key in known:
-            return
-        # One small write in append mode: lines of several processes do not mix.
-        descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, f"{key}\n".encode())
-        finally:
-            os.close(descriptor)
+        if key not in known:
+            # One small write in append mode: lines of several workers do not mix.
+            descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, f"{key}\n".encode())
+            finally:
+                os.close(descriptor)
         count = len(known | {key})
         if count > self._max_unreadable:
             raise InputError(

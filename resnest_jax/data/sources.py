@@ -201,7 +201,7 @@ def _tfds_records(builder, name, split) -> TfdsRecords:
     except NotImplementedError as error:
         raise InputError(
             f"data set {name!r} lies in {builder.data_dir} as {builder.info.file_format.value}, "
-            "which needs TensorFlow to read: choose another data_dir to prepare it as array_record"
+            "which needs TensorFlow to read: let TFDS_DATA_DIR name another place to prepare it in"
         ) from error
     except ValueError as error:
         sizes = {key: info.num_examples for key, info in builder.info.splits.items()}

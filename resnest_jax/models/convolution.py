@@ -109,7 +109,7 @@ def conv2d(
     if kernel.shape[:2] == (1, 1):
         return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
     if expression == "auto":
-        expression = _fastest(x.shape, kernel.shape, strides, dilation, groups)
+        expression = _fastest(x, kernel.shape, strides, dilation, groups)
     settings = (strides, dilation, groups)
     if "," in expression:
         return _mixed(x, kernel, settings, tuple(expression.split(",")))
@@ -126,17 +126,19 @@ def check_expression(expression: str) -> None:
         )
 
 
-def _fastest(x_shape: tuple, kernel_shape: tuple, strides: int, dilation: int, groups: int) -> str:
+def _fastest(x: jax.Array, kernel_shape: tuple, strides: int, dilation: int, groups: int) -> str:
     """The expression for a shape: from ``python -m experiments.benchmark --layers --train``."""
     if jax.default_backend() != "cpu" or groups > 8:
         return "grouped"
-    batch, height, width, in_channels = x_shape
+    batch, height, width, in_channels = x.shape
     kernel_size, _, group_channels, _ = kernel_shape
     if in_channels <= 4 and kernel_size == 3:
         return "patches"
     one_device = jax.device_count() == 1  # the chunks of winograd would cut a sharded batch
     fixed = isinstance(batch, int)  # that of an export is symbolic
-    if not (winograd.exists(kernel_shape, strides, dilation) and one_device and fixed):
+    precise = x.dtype == jnp.float32  # its sums would lose bits of fewer
+    allowed = one_device and fixed and precise
+    if not (allowed and winograd.exists(kernel_shape, strides, dilation)):
         return "split"
     # Fewer pixels do not pay for transforming the kernel, larger maps leave the cache.
     enough = batch * height * width >= 256

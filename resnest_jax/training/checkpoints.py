@@ -16,9 +16,12 @@ FOLDER = "checkpoints"
 
 
 class Checkpoints:
-    """A context manager: leaving it waits for the last write."""
+    """A context manager: leaving it waits for the last write.
 
-    def __init__(self, workdir: Path, *, keep_last: int, best_metric: str):
+    ``read_only``: for reading beside a run that may be writing, whose half-written ones it leaves.
+    """
+
+    def __init__(self, workdir: Path, *, keep_last: int, best_metric: str, read_only: bool = False):
         if keep_last < 1:
             raise InputError(f"checkpoint.keep_last must be at least 1; got {keep_last}")
 
@@ -39,7 +42,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             best_fn=metric,  # without it the metrics are not stored
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(workdir.resolve() / FOLDER, options=options)
 

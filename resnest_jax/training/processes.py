@@ -1,9 +1,13 @@
 """The processes of a run: how they find each other, and how they are told to stop."""
 
+import contextlib
+import itertools
 import os
 import signal
+from collections.abc import Iterator
 
 import jax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from resnest_jax.errors import InputError
@@ -15,17 +19,22 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 def start() -> None:
     """Join the other processes of the run, if there are any; call it before all other use of JAX.
 
-    They are found from SLURM's, Open MPI's or a TPU slice's environment, or from the three
-    variables above (``JAX_COORDINATOR_ADDRESS=HOST:PORT``). Local CPU devices talk through gloo.
+    They are found from SLURM's or Open MPI's environment, or from the three variables above
+    (``JAX_COORDINATOR_ADDRESS=HOST:PORT``); with ``JAX_COORDINATOR_ADDRESS=auto`` alone JAX finds
+    them, on a TPU slice for instance. Local CPU devices talk through gloo.
 
     Raises:
       InputError: if only some of the three variables are set, or one is no number.
     """
     given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if name in os.environ}
-    if given:
+    if given == {ADDRESS: "auto"}:
+        del os.environ[ADDRESS]  # JAX would take it for an address
+        jax.distributed.initialize()
+    elif given:
         if len(given) < 3 or not (given[COUNT].isdecimal() and given[INDEX].isdecimal()):
             raise InputError(
-                f"{ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I belong together; got {given}"
+                f"{ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I belong together, or {ADDRESS}=auto "
+                f"stands alone; got {given}"
             )
         jax.distributed.initialize(given[ADDRESS], int(given[COUNT]), int(given[INDEX]))
     elif _in_cluster():
@@ -42,6 +51,28 @@ def _in_cluster() -> bool:
 def is_main() -> bool:
     """Whether this process is the one that prints and writes what all of them share."""
     return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others, which wait for a day at most."""
+    if not is_main():
+        _meet()
+    try:
+        yield
+    finally:
+        if is_main():
+            _meet()
+
+
+_meetings = itertools.count()
+
+
+def _meet() -> None:
+    """Wait for all processes, by way of the coordinator: there may be no devices yet."""
+    everyone = set(range(jax.process_count()))
+    name = f"main_first_{next(_meetings)}"
+    ocp.multihost.sync_global_processes(name, timeout=24 * 3600, processes=everyone)
 
 
 class Preemption:
