@@ -35,7 +35,6 @@ SWEEP = [
 ]
 DOES, FAILS = "--axis=batch_size=240", "--axis=batch_size=240,100000"
 GOOD, BAD = "0s1x64d batch_size=240", "0s1x64d batch_size=100000"
-# Compiling takes longest here, so that it is done for one device and without much effort.
 
 
 def command(*args):
@@ -239,7 +238,7 @@ def test_two_cells_are_compared_as_by_scipy():
     results = {"one": by_seed(one), "other": by_seed(other)}
     (comparison,) = significance.compare(results, "other")
     expected = stats.ttest_rel(one, other)
-    assert comparison.p == pytest.approx(expected.pvalue)
+    assert comparison.p == comparison.p_pair == pytest.approx(expected.pvalue)
     interval = expected.confidence_interval()
     assert 2 * comparison.margin == pytest.approx(interval.high - interval.low)
 
@@ -267,9 +266,12 @@ def test_accuracies_without_noise_are_no_certainty():
     assert significance.block_test([3.0], significance.Noise(math.inf, 0)) == (math.inf, 1.0)
 
 
-def test_holm_is_worked_by_hand():
-    # 4 * 0.005, 3 * 0.01, then 2 * 0.03, and 0.04 raised to it.
-    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+def test_many_comparisons_widen_margin_and_p_alike():
+    """Where the difference is the margin, p is the level."""
+    noise = significance.Noise(0.6, 10)
+    margin, _ = significance.block_test([1.0, 1.0], noise, comparisons=5)
+    assert margin == pytest.approx(0.6 * stats.t.ppf(0.995, 10))  # error 0.6 * sqrt(2 / 2)
+    assert significance.block_test([margin] * 2, noise, 5)[1] == pytest.approx(0.05)
 
 
 def test_noise_is_seldom_a_finding():
@@ -331,9 +333,18 @@ def test_the_papers_tricks():
     assert "| ResNet-D | 78.31 |" in table and "| split attention | 81.13 |" in table
 
 
-def test_without_a_recipe_only_the_model_varies():
-    with pytest.raises(InputError, match="only model"):
-        grid.cell_model_fields(Cell("x", "2s1x64d", {"epochs": 3.0}), grid.FAMILY)
+def test_without_a_recipe_only_the_model_counts():
+    cell = Cell("x", "2s1x64d", {"epochs": 3.0, "model.avd_first": False})
+    fields = grid.cell_model_fields(cell, grid.FAMILY)
+    assert fields == {"name": "resnest50_fast_2s1x64d", "avd_first": False}
+
+
+def test_cells_that_are_the_same_run_are_refused():
+    config = helpers.tiny_config()
+    cells = grid.parse_grid(["1s1x64d"], ["epochs=5,5.0"], None)
+    configs = {cell.name: grid.cell_config(config, cell) for cell in cells}
+    with pytest.raises(InputError, match=r"'.*epochs=5' and '.*epochs=5.0' are the same run"):
+        grid.refuse_twins(configs)
 
 
 def test_results_hold_every_run(tmp_path):

@@ -25,6 +25,7 @@ from experiments.ablation.grid import (
     cell_model_fields,
     family_of,
     parse_grid,
+    refuse_twins,
 )
 from experiments.ablation.plots import plot_curves, plot_tradeoff
 from experiments.ablation.significance import compare
@@ -58,7 +59,7 @@ IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Side of the images costs are measured at; default: the recipe's, or 224."
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Batch that costs are measured at; default: the recipe's, or 8."
+    "batch_size", None, "Batch that costs are measured at; default: the recipe's, at most 64."
 )
 REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
 flags.mark_flags_as_required(["workdir"])
@@ -77,6 +78,7 @@ def main(_: list[str]) -> int:
         models = {cell.name: cell_model_fields(cell, family_of(None)) for cell in cells}
         return write_costs(models, _setting(None), workdir)
     configs = {cell.name: cell_config(CONFIG.value, cell) for cell in cells}
+    refuse_twins(configs)
     models = model_fields(configs)
     if COSTS_ONLY.value:
         return write_costs(models, _setting(CONFIG.value), workdir)
@@ -104,18 +106,14 @@ def sweep(
         "comparisons": [comparison._asdict() for comparison in comparisons],
     }
     report.write_results(rows, about, workdir)
+    plot_curves(todo, workdir / "curves.png")
+    accuracy = report.accuracy_table(rows, comparisons, baseline)
+    replace_file(workdir / "table.md", accuracy.encode())  # should measuring go wrong
     setting = _setting(CONFIG.value)
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     plot_tradeoff(top1, measured, baseline, workdir / "tradeoff.png")
-    plot_curves(todo, workdir / "curves.png")
-    _write_table(
-        [
-            report.accuracy_table(rows, comparisons, baseline),
-            report.cost_table(measured, setting, device),
-            report.published_tables(models),
-        ],
-        workdir,
-    )
+    cost = report.cost_table(measured, setting, device)
+    _write_table([accuracy, cost, report.published_tables(models)], workdir)
     return int(any(row["error"] for row in rows))
 
 
@@ -146,7 +144,9 @@ def model_fields(configs: dict[str, ConfigDict]) -> dict[str, dict]:
 
 
 def _setting(config: ConfigDict | None) -> costs.Setting:
-    image_size, batch_size = (224, 8) if config is None else (config.image_size, config.batch_size)
+    image_size, batch_size = (224, 8)
+    if config is not None:
+        image_size, batch_size = config.image_size, min(config.batch_size, 64)
     if not isinstance(image_size, int):
         image_size = max(side for _, side in image_size)  # pairs (epoch, side)
     return costs.Setting(

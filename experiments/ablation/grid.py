@@ -14,7 +14,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.recipe import FREE_SECTIONS
 
-CELL = re.compile(r"\d+s\d+x\d+d")
+CELL = re.compile(r"(0|[1-9]\d*)s[1-9]\d*x[1-9]\d*d")
 FAMILY = "resnest50"
 
 Changes = dict[str, Any]  # dotted config key -> value
@@ -131,9 +131,8 @@ def cell_model_fields(cell: Cell, family: str) -> dict:
     """Fields of ``create_model`` without a recipe: the published sizes."""
     fields = {}
     for key, value in _all_changes(cell, family).items():
-        if not key.startswith("model."):
-            raise InputError(f"--axis: without --config only model.* can vary; got {key}")
-        fields[key.removeprefix("model.")] = value
+        if key.startswith("model."):  # what else a cell changes costs nothing
+            fields[key.removeprefix("model.")] = value
     check_model(fields, cell.name)
     return fields
 
@@ -165,6 +164,15 @@ def _set(config: ConfigDict, cell: str, key: str, value: Any) -> None:
             f"cell {cell}: {key} must be like {where[last]!r}, a {type(where[last]).__name__}; "
             f"got {value!r}"
         ) from None
+
+
+def refuse_twins(configs: dict[str, ConfigDict]) -> None:
+    """Raise InputError if two cells, however they are written, are one and the same run."""
+    seen: dict[str, str] = {}
+    for cell, config in configs.items():
+        other = seen.setdefault(config_hash(config), cell)
+        if other != cell:
+            raise InputError(f"--grid: cells {other!r} and {cell!r} are the same run")
 
 
 def config_hash(config: ConfigDict) -> str:

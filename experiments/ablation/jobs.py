@@ -60,7 +60,7 @@ def provenance() -> dict[str, str]:
 
 
 def one_line(error: object) -> str:
-    """The first line of a message, or all of it if it is short."""
+    """A message on one line, its end cut off if it is long."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:299]}…"
 

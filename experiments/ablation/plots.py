@@ -9,14 +9,16 @@ from experiments.ablation.report import Costs
 from experiments.ablation.sweep import METRIC, Job
 from resnest_jax.training.metrics import read_metrics
 
+UNKNOWN = [np.nan] * 3  # of a cell that could not be timed: matplotlib leaves it out
+
 
 def plot_tradeoff(
     top1: dict[str, dict[int, float]], costs: Costs, baseline: str, path: Path
 ) -> None:
     """Mean accuracy, and its range over seeds, against speed, GMACs and parameters."""
     panels = {
-        "inference, images/s": lambda cost: cost["infer"][1],
-        "training, images/s": lambda cost: cost["train"][1],
+        "inference, images/s": lambda cost: cost.get("infer", UNKNOWN)[1],
+        "training, images/s": lambda cost: cost.get("train", UNKNOWN)[1],
         "GMACs": lambda cost: cost["gmacs"],
         "parameters (1e6)": lambda cost: cost["params"] / 1e6,
     }

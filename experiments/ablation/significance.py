@@ -1,4 +1,4 @@
-"""Which differences between cells are more than noise: paired over seeds, Holm's correction.
+"""Which differences between cells are more than noise: paired over seeds, Bonferroni's correction.
 
 With three seeds a paired t-test of two cells has two degrees of freedom and sees next to nothing.
 So the noise is estimated from all cells together: the residuals of a layout of cells by seeds,
@@ -30,9 +30,10 @@ class Comparison(NamedTuple):
       cell: the name.
       seeds: how many pairs.
       difference: mean of cell - baseline.
-      margin: half the width of its 95 % confidence interval (Student's t), for one comparison.
-      p: two-sided, for one comparison.
-      p_holm: corrected for the number of comparisons.
+      margin: half the width of its confidence interval (Student's t): 95 % that all comparisons
+        of the sweep lie within theirs.
+      p: two-sided, corrected for the number of comparisons.
+      p_pair: of the two cells' paired t-test alone, uncorrected.
     """
 
     cell: str
@@ -40,12 +41,12 @@ class Comparison(NamedTuple):
     difference: float
     margin: float
     p: float
-    p_holm: float
+    p_pair: float
 
     @property
     def shown(self) -> bool:
         """Whether a difference is shown."""
-        return self.p_holm < LEVEL
+        return self.p < LEVEL
 
 
 def compare(results: dict[str, dict[int, float]], baseline: str) -> list[Comparison]:
@@ -60,19 +61,20 @@ def compare(results: dict[str, dict[int, float]], baseline: str) -> list[Compari
     """
     reference = results[baseline]
     complete = {cell: by for cell, by in results.items() if set(by) >= set(reference)}
+    shared = {
+        cell: sorted(set(by_seed) & set(reference))
+        for cell, by_seed in results.items()
+        if cell != baseline and set(by_seed) & set(reference)
+    }
     found = []
-    for cell, by_seed in results.items():
-        seeds = sorted(set(by_seed) & set(reference))
-        if cell == baseline or not seeds:
-            continue
-        pairs = [by_seed[seed] - reference[seed] for seed in seeds]
-        compared = complete if cell in complete else {baseline: reference, cell: by_seed}
-        found.append((cell, pairs, *block_test(pairs, noise(compared, seeds))))
-    corrected = holm([p for *_, p in found])
-    return [
-        Comparison(cell, len(pairs), float(np.mean(pairs)), margin, p, p_holm)
-        for (cell, pairs, margin, p), p_holm in zip(found, corrected, strict=True)
-    ]
+    for cell, seeds in shared.items():
+        pairs = [results[cell][seed] - reference[seed] for seed in seeds]
+        pair = {baseline: reference, cell: results[cell]}
+        compared = complete if cell in complete else pair
+        margin, p = block_test(pairs, noise(compared, seeds), len(shared))
+        _, p_pair = block_test(pairs, noise(pair, seeds))
+        found.append(Comparison(cell, len(pairs), float(np.mean(pairs)), margin, p, p_pair))
+    return found
 
 
 def noise(results: dict[str, dict[int, float]], seeds: Sequence[int]) -> Noise:
@@ -84,33 +86,25 @@ def noise(results: dict[str, dict[int, float]], seeds: Sequence[int]) -> Noise:
     return Noise(float(np.sqrt(variance)), degrees)
 
 
-def block_test(differences: Sequence[float], noise: Noise) -> tuple[float, float]:
+def block_test(
+    differences: Sequence[float], noise: Noise, comparisons: int = 1
+) -> tuple[float, float]:
     """Half the 95 % interval of the mean difference, and the two-sided p of its being zero.
 
-    One pair says nothing: (infinity, 1). Without any noise Student's test would be certain, which
-    a coarse accuracy and few seeds bring about by chance; the p is then that of a sign-flip test,
-    2 / 2**n.
+    Both are widened for a number of comparisons, by Bonferroni's inequality, so that the chance of
+    even one false finding stays at the level. One pair says nothing: (infinity, 1). Without any
+    noise Student's test would be certain, which a coarse accuracy and few seeds bring about by
+    chance; the p is then that of a sign-flip test, 2 / 2**n.
     """
     n, mean = len(differences), float(np.mean(differences))
     if not noise.degrees:
         return math.inf, 1.0
     error = noise.sd * math.sqrt(2 / n)
     if error < 1e-9:
-        return 0.0, 1.0 if abs(mean) < 1e-9 else min(1.0, 2 / 2**n)
-    return (
-        float(stats.t.ppf(1 - LEVEL / 2, noise.degrees)) * error,
-        float(2 * stats.t.sf(abs(mean) / error, noise.degrees)),
-    )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the chance of even one false finding stays at the level."""
-    corrected = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = highest
-    return corrected
+        return 0.0, 1.0 if abs(mean) < 1e-9 else min(1.0, comparisons * 2 / 2**n)
+    p = float(2 * stats.t.sf(abs(mean) / error, noise.degrees))
+    quantile = float(stats.t.ppf(1 - LEVEL / 2 / comparisons, noise.degrees))
+    return quantile * error, min(1.0, comparisons * p)
 
 
 def statement(comparison: Comparison, baseline: str) -> str:
@@ -123,7 +117,7 @@ def statement(comparison: Comparison, baseline: str) -> str:
         verdict = "higher" if c.difference > 0 else "lower"
     return (
         f"{c.cell}: {verdict} ({c.difference:+.2f} ± {c.margin:.2f} points against {baseline}, "
-        f"{c.seeds} seeds, p = {c.p:.3g}, Holm {c.p_holm:.3g})."
+        f"{c.seeds} seeds, p = {c.p:.3g}; of the pair alone {c.p_pair:.3g})."
     )
 
 
@@ -140,8 +134,9 @@ def power_note(results: dict[str, dict[int, float]], baseline: str) -> str:
     estimate = noise(complete, seeds)
     return (
         f"Paired over seeds; the noise of a run besides cell and seed, {estimate.sd:.2f} points "
-        f"with {estimate.degrees} degrees of freedom, is taken to be alike in all cells; margins "
-        f"at 95 % a comparison; Holm's correction for {len(comparisons)}. A difference smaller "
-        f"than {max(margins):.2f} points need not have been seen: where none is shown, none is "
-        "ruled out."
+        f"with {estimate.degrees} degrees of freedom, is taken to be alike in all cells. Margins "
+        f"and p are those of {len(comparisons)} comparisons together (95 %, Bonferroni). A "
+        f"difference smaller than {max(margins):.2f} points need not have been seen: where none is "
+        "shown, none is ruled out. Seeds change the start and the order of training, not the "
+        "images held out: how another set of these would decide is not in the margins."
     )

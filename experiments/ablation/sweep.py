@@ -73,9 +73,12 @@ def run_jobs(jobs: list[Job], launch: Launch, workers: int) -> None:
             write_json(job.folder / FAILURE, {"error": problem or "left no result"})
         progress.ended(job)
 
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
         for future in [pool.submit(run, job) for job in waiting]:
             future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # interrupted, it begins no other run
 
 
 class _Progress:
