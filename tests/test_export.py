@@ -109,7 +109,7 @@ def test_other_platforms_get_no_form_that_suits_the_cpu(resnest14):
     assert text.count("feature_group_count = 2") == 4  # one in every block
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_exported_artefact_runs_without_the_package(dtype, resnest14, tmp_path):
     model, variables, weights = resnest14
     output = tmp_path / "model.stablehlo"

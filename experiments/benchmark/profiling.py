@@ -37,7 +37,7 @@ def rows(program: Program, out: str | None) -> list[dict]:
 def _kinds(hlo: str) -> dict[str, str]:
     """Instruction -> what it does: the last part of its op_name, and whether in the gradient."""
     kinds = {}
-    for name, opcode, rest in re.findall(r"%([\w.\-]+) = \S+ ([\w\-]+)\((.*)", hlo):
+    for name, opcode, rest in re.findall(r"%([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\((.*)", hlo):
         if opcode not in ("while", "call", "parameter", "tuple"):
             found = re.search(r'op_name="([^"]*)"', rest)
             source = found[1].split("/") if found else [opcode]

@@ -1,6 +1,8 @@
 """PyTorch's programs of the same architectures, from timm."""
 
+import re
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -8,6 +10,9 @@ import timm
 import torch
 
 from experiments.benchmark.ours import Program
+from experiments.benchmark.report import EAGER
+
+COMPILED, FROZEN = "compiled", "compiled and frozen"
 
 NAMES = {
     "resnest14": "resnest14d",
@@ -19,30 +24,29 @@ NAMES = {
     "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
     "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
 }
-# The published models of which timm has no name: the fields of its class.
-FIELDS = {
-    "resnest50_fast_2s2x40d": {"radix": 2, "cardinality": 2, "base_width": 40},
-    "resnest50_fast_4s1x64d": {"radix": 4, "cardinality": 1, "base_width": 64},
-}
+# Other members of the family, of which timm has no name.
+FAST = re.compile(r"resnest50_fast_([1-9]\d*)s(\d+)x(\d+)d")
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
 
 
 def programs(
     name: str, images: jax.Array, dtype: str, train: bool, compiled: bool
 ) -> dict[str, Program]:
-    """Name -> program, eager and compiled in both layouts; none if timm lacks the architecture."""
-    if name not in NAMES and name not in FIELDS:
+    """Name -> program, in both layouts: eager, compiled, for inference with frozen weights too.
+
+    None if timm lacks the architecture.
+    """
+    if name not in NAMES and not FAST.fullmatch(name):
         return {}
     make = _train_step if train else _inference
+    ways = [EAGER, *[COMPILED, *[FROZEN] * (not train)] * compiled]
     found = {}
     for layout, memory_format in FORMATS.items():
         x = torch.tensor(np.asarray(images), device=_device(), dtype=getattr(torch, dtype))
         x = x.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
-        for compile_ in (False, True) if compiled else (False,):
+        for way in ways:
             model = create(name).to(x.device, x.dtype, memory_format=memory_format)
-            found[f"PyTorch {'compiled' if compile_ else 'eager'}, {layout}"] = make(
-                model, x, compile_
-            )
+            found[f"PyTorch {way}, {layout}"] = make(model, x, way)
     return found
 
 
@@ -50,7 +54,7 @@ def eager(name: str, images: jax.Array) -> Program:
     """Inference of a model of timm's, channels last."""
     x = torch.tensor(np.asarray(images), device=_device()).permute(0, 3, 1, 2)
     model = create(name).to(x.device, memory_format=torch.channels_last)
-    return _inference(model, x.contiguous(memory_format=torch.channels_last), False)
+    return _inference(model, x.contiguous(memory_format=torch.channels_last), EAGER)
 
 
 def _device() -> str:
@@ -59,8 +63,8 @@ def _device() -> str:
 
 def create(name: str) -> torch.nn.Module:
     """The model of one of our names, or of timm's."""
-    if name in FIELDS:
-        return _of_fields(**FIELDS[name])
+    if name not in NAMES and (found := FAST.fullmatch(name)):
+        return _of_fields(*map(int, found.groups()))
     return timm.create_model(NAMES.get(name, name))
 
 
@@ -80,34 +84,33 @@ def _of_fields(radix: int, cardinality: int, base_width: int) -> torch.nn.Module
     )
 
 
-def _inference(model: torch.nn.Module, x: torch.Tensor, compile_: bool) -> Program:
+def _inference(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
     model = model.eval()
 
     def infer():
         with torch.no_grad():
             return model(x)
 
-    return _program(infer, compile_)
+    if way != EAGER:
+        infer = torch.compile(infer, options={"freezing": way == FROZEN})
+    return _program(infer, way)
 
 
-def _train_step(model: torch.nn.Module, x: torch.Tensor, compile_: bool) -> Program:
+def _train_step(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
     model = model.train()
     labels = torch.arange(len(x), device=x.device) % 1000
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
-    forward = torch.compile(model) if compile_ else model
+    forward = model if way == EAGER else torch.compile(model)
 
     def step():
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(forward(x), labels).backward()
         optimizer.step()
 
-    return _program(step, compile_, compiled_already=True)
+    return _program(step, way)
 
 
-def _program(function, compile_: bool, compiled_already: bool = False) -> Program:
-    if compile_ and not compiled_already:
-        function = torch.compile(function)
-
+def _program(function: Callable, way: str) -> Program:
     def call():
         function()
         if torch.cuda.is_available():
@@ -115,4 +118,4 @@ def _program(function, compile_: bool, compiled_already: bool = False) -> Progra
 
     begun = time.perf_counter()
     call()  # compiles
-    return Program(call, time.perf_counter() - begun if compile_ else None)
+    return Program(call, None if way == EAGER else time.perf_counter() - begun)

@@ -4,11 +4,17 @@ import json
 import statistics
 from pathlib import Path
 
+EAGER = "eager"  # in the names of PyTorch's programs that are not compiled
+
 
 def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> list[dict]:
-    """A row for every program: images a second and times the first, with quartiles."""
+    """A row for every program: images a second and, round by round, times the rivals.
+
+    They are the first row, and the faster layout of eager PyTorch where there is one.
+    """
     rows = []
     first = next(iter(seconds.values()))
+    eager = [times for name, times in seconds.items() if EAGER in name]
     for name, times in seconds.items():
         rate = _quartiles([images / t for t in times])
         ratio = _quartiles([a / b for a, b in zip(first, times, strict=True)])
@@ -20,7 +26,9 @@ def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> 
                 "ms a call": round(1e3 * statistics.median(times), 1),
                 "times the first": round(ratio[1], 3),
                 "its quartiles": f"{ratio[0]:.3f} - {ratio[2]:.3f}",
+                "of eager PyTorch": _of_best(eager, times),
                 "compile s": _rounded(programs[name].compile_seconds),
+                "from the cache s": _rounded(programs[name].cached_seconds),
                 "temporary MiB": _rounded(programs[name].temporary_mib),
             }
         )
@@ -63,6 +71,14 @@ def _draw(axes, rows: list[dict]) -> None:
     labels = [row.get("", f"{row.get('input')} {row.get('kernel')}") for row in rows]
     axes.barh(labels[::-1], [row[value] for row in rows][::-1])
     axes.set(xlabel=value)
+
+
+def _of_best(eager: list[list[float]], times: list[float]) -> float | str:
+    """Times the speed of the layout with the smaller median; empty if there is none."""
+    if not eager:
+        return ""
+    best = min(eager, key=statistics.median)
+    return round(statistics.median(b / t for b, t in zip(best, times, strict=True)), 3)
 
 
 def _quartiles(values: list[float]) -> list[float]:

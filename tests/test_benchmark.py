@@ -1,0 +1,49 @@
+"""The benchmark's own arithmetic, and that its parts run; no speed is asserted."""
+
+import json
+
+import jax
+import pytest
+
+from experiments.benchmark import ours, profiling, report
+from resnest_jax import create_model
+
+
+@pytest.fixture(scope="module")
+def programs():
+    model = create_model("resnest14", num_classes=10, planes=(8, 8, 8, 8), stem_width=4)
+    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    return ours.inference(model, images) | {"training": ours.training(model, images)["as trained"]}
+
+
+def test_programs_are_made_and_called(programs):
+    for program in programs.values():
+        program.call()
+        assert program.compile_seconds > 0
+    assert programs["as trained"].call().shape == (4, 10)
+
+
+def test_comparison_is_round_by_round(programs, tmp_path):
+    """Ours takes half of the first, and two thirds of the better layout of PyTorch."""
+    seconds = {
+        "as trained": [0.2, 0.4, 0.8],
+        "folded": [0.1, 0.2, 0.4],
+        "PyTorch eager, NCHW": [0.5, 0.5, 0.9],
+        "PyTorch eager, channels last": [0.15, 0.3, 0.6],
+        "PyTorch compiled, NCHW": [0.01, 0.01, 0.01],
+    }
+    found = report.comparison(seconds, dict.fromkeys(seconds, programs["folded"]), images=4)
+    folded = found[1]
+    assert folded["images/s"] == 20 and folded["ms a call"] == 200
+    assert folded["times the first"] == 2 and folded["of eager PyTorch"] == 1.5
+    report.show(found, "inference", str(tmp_path))
+    assert json.loads((tmp_path / "inference.json").read_text()) == found
+    assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
+    alone = report.comparison({"as trained": [0.2, 0.2]}, programs, images=4)
+    assert alone[0]["of eager PyTorch"] == ""
+
+
+def test_profile_finds_the_operations(programs, tmp_path, capsys):
+    rows = profiling.rows(programs["training"], str(tmp_path))
+    assert any("gradient" in row[""] for row in rows) and all(row["ms"] >= 0 for row in rows)
+    assert "GFLOP alone" in capsys.readouterr().out
