@@ -24,7 +24,7 @@ from resnest_jax.training.programs import abstract_state, initial_state, jit_tra
 FOLDER = "dry_run"
 GIB = 2**30
 INPUT_SECONDS = 10.0  # of reading, to know the rate
-STEP_SECONDS = 20.0  # a step that must take longer is not run
+STEP_SECONDS = 5.0  # of steps; one that must take longer is not run
 STEP_RATE, STEP_RATE_BOUND = "step_images_per_second", "step_images_per_second_at_most"
 INPUT_RATE = "input_images_per_second"
 
