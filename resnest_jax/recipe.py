@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from resnest_jax.data.batches import ImageBatches
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
+from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
 from resnest_jax.pretrained import load_pretrained
 from resnest_jax.tasks.classification import Classification
@@ -94,9 +95,13 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
       InputError: if a key is missing, unknown or out of range, or what it names is not there.
     """
     check_keys(config)
-    for key in ("epochs", "eval_image_size", "log_every_steps", "eval_every_epochs"):
+    for key in ("epochs", "log_every_steps", "eval_every_epochs"):
         if config[key] <= 0:
             raise InputError(f"{key} must be positive; got {config[key]}")
+    if config.eval_image_size < MIN_SIZE:
+        raise InputError(
+            f"eval_image_size must be at least {MIN_SIZE}; got {config.eval_image_size}"
+        )
     _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
     _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
     check_batch_size(config.batch_size, config.parallel.accumulate)
@@ -132,7 +137,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
         batches,
         optimizer,
         schedule,
-        _plan(config, steps_per_epoch),
+        _plan(config, steps_per_epoch, model_fields["norm_groups"]),
         _pretrained(config, model_fields),
     )
 
@@ -154,9 +159,10 @@ def _image_sizes(config: ConfigDict, steps_per_epoch: float) -> tuple[tuple[int,
     pairs = [(0, sizes)] if isinstance(sizes, int) else [tuple(pair) for pair in sizes]
     epochs = [epoch for epoch, _ in pairs]
     rising = epochs[:1] == [0] and epochs == sorted(set(epochs))
-    if not rising or min(side for _, side in pairs) < 1:
+    if not rising or min(side for _, side in pairs) < MIN_SIZE:
         raise InputError(
-            f"image_size must be a positive side or pairs (epoch, side) from epoch 0 on; {sizes=}"
+            f"image_size must be a side of at least {MIN_SIZE} pixels, or pairs (epoch, side) from "
+            f"epoch 0 on; {sizes=}"
         )
     return tuple((round(epoch * steps_per_epoch), side) for epoch, side in pairs)
 
@@ -190,7 +196,7 @@ def _optimizer(config: ConfigDict, steps_per_epoch: float):
     return optimizer, schedule
 
 
-def _plan(config: ConfigDict, steps_per_epoch: float) -> Plan:
+def _plan(config: ConfigDict, steps_per_epoch: float, groups: int) -> Plan:
     if config.checkpoint.every_steps < 0:
         raise InputError(
             f"checkpoint.every_steps must not be negative; got {config.checkpoint.every_steps}"
@@ -206,6 +212,7 @@ def _plan(config: ConfigDict, steps_per_epoch: float) -> Plan:
         ema_decay=config.optimizer.ema_decay,
         accumulate=config.parallel.accumulate,
         shard_optimizer=config.parallel.shard_optimizer,
+        groups=groups,
     )
 
 

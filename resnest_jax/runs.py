@@ -50,7 +50,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             plot_curves(workdir)
             write_json(workdir / "summary.json", summary)
     except OSError as error:
-        raise StorageError(f"workdir {workdir} cannot be written: {error}") from error
+        raise StorageError(f"the run in {workdir} was stopped: {error}") from error
     return summary
 
 

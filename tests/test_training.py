@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import helpers
 import jax
@@ -13,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import resnest_jax
 from resnest_jax import recipe, runs
-from resnest_jax.errors import DivergenceError, InputError
+from resnest_jax.errors import DivergenceError, InputError, StorageError
 from resnest_jax.tasks.classification import Classification
 from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.metrics import MetricsWriter, read_metrics
@@ -210,6 +211,20 @@ def test_resumed_run_is_the_same(whole_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *(state_of(d, config) for d in (workdir, tmp_path)))
 
 
+def test_other_groups_and_damaged_checkpoints_are_named(whole_run, tmp_path, capsys):
+    workdir = shutil.copytree(whole_run[0], tmp_path / "copy")
+    checkpoint = workdir / "checkpoints" / "12"
+    progress = checkpoint / "progress" / "metadata"
+    progress.write_text(json.dumps(json.loads(progress.read_text()) | {"groups": 3}))
+    runs.train(helpers.tiny_config(), workdir)
+    assert "had the batch in 3 part(s), one a device, and now have" in capsys.readouterr().out
+    for path in checkpoint.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:9])
+    with pytest.raises(StorageError, match=r"checkpoints/12 cannot be read: .* goes on from"):
+        runs.evaluate(workdir)
+    assert runs.evaluate(workdir, "9")["step"] == 9
+
+
 def test_workdir_of_another_config_is_refused(whole_run):
     workdir, _ = whole_run
     message = "holds a run of another config: optimizer.momentum is 0.9 there and 0.95 here"
@@ -238,6 +253,8 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
         ({"batch_size": 12}, "batch_size 12 must be a positive multiple of the 8 devices"),
         ({"batch_size": 2000}, "batch_size 2000 must not exceed the 1437 training images"),
         ({"epochs": 0.0}, "epochs must be positive"),
+        ({"image_size": 31}, "image_size must be a side of at least 32 pixels"),
+        ({"eval_image_size": 16}, "eval_image_size must be at least 32; got 16"),
         ({"augment__shift": 0.7}, r"augment.shift must be in \[0, 0.5\]"),
         ({"mix__mixup": -0.1}, "mix.mixup must not be negative"),
         ({"loss__label_smoothing": 1.0}, r"loss.label_smoothing must be in \[0, 1\)"),

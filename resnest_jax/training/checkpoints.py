@@ -98,6 +98,7 @@ class Checkpoints:
 
         Raises:
           InputError: if there is no such checkpoint.
+          StorageError: if it cannot be read.
         """
         steps = sorted(self._manager.all_steps())
         step = self._find(which, steps)
@@ -107,7 +108,14 @@ class Checkpoints:
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
             progress=ocp.args.JsonRestore(),
         )
-        restored = self._manager.restore(step, args=args)
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:  # as many kinds as when writing
+            folder = self._manager.directory / str(step)
+            raise StorageError(
+                f"checkpoint {folder} cannot be read: {error}; without that folder the run goes "
+                f"on from another of {steps=}"
+            ) from error
         return restored.state, restored.progress
 
     def _find(self, which: str, steps: list[int]) -> int | None:

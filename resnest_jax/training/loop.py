@@ -50,6 +50,7 @@ def fit(
     mesh = make_mesh()
     if checkpoints.any():
         state, progress = checkpoints.restore(abstract_state(task, optimizer, plan))
+        _warn_of_groups(progress, plan)
     else:
         state, progress = initial_state(task, optimizer, plan, pretrained), {}
     train_step = jit_train_step(task, optimizer, plan)
@@ -81,7 +82,11 @@ def fit(
             preempted = preemption.reached(step)
             if ends or preempted or (plan.save_every and step % plan.save_every == 0):
                 seconds = time.perf_counter() - begun
-                kept = {"seconds": seconds, "window": window.snapshot()}
+                kept = {
+                    "seconds": seconds,
+                    "window": window.snapshot(),
+                    "groups": plan.groups,
+                }
                 checkpoints.save(state, results, kept)
                 window.restart_clock()
             if preempted and step < plan.total_steps:
@@ -90,6 +95,16 @@ def fit(
                     "the same command goes on from there"
                 )
     return _summarise(task, state, workdir, time.perf_counter() - begun) if is_main() else {}
+
+
+def _warn_of_groups(progress: dict, plan: Plan) -> None:
+    before = progress.get("groups", plan.groups)
+    if before != plan.groups and is_main():
+        print(
+            f"batch norm and mixing had the batch in {before} part(s), one a device, and now have "
+            f"{plan.groups}: what follows is not what {before} device(s) would give",
+            flush=True,
+        )
 
 
 def _diverged(batches: Batches, workdir: Path) -> Callable[[int, dict], DivergenceError]:

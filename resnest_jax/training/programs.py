@@ -53,6 +53,7 @@ class Plan(NamedTuple):
     ema_decay: float = 0.0
     accumulate: int = 1
     shard_optimizer: bool = False
+    groups: int = 1  # parts of the batch that are normalised and mixed apart
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, plan: Plan) -> TrainState:
