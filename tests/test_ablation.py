@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.ablation import costs, grid, report, significance
+from experiments.ablation import costs, grid, report, significance, sweep
 from experiments.ablation.grid import Cell
 from resnest_jax.errors import InputError
 
@@ -226,6 +226,17 @@ def test_config_hash_is_of_what_changes_a_result():
     assert grid.config_hash(config) == before
     config.optimizer.momentum = 0.8
     assert grid.config_hash(config) != before
+
+
+def test_seeds_begin_with_the_recipes(tmp_path):
+    config = helpers.load_config("digits")
+    config.seed = 7
+    cells = grid.parse_grid(["1s1x64d"], [], None)
+    jobs = sweep.make_jobs(cells, {"1s1x64d": grid.cell_config(config, cells[0])}, 2, tmp_path)
+    assert [(job.seed, job.config["seed"], job.folder.name) for job in jobs] == [
+        (7, 7, "seed_7"),
+        (8, 8, "seed_8"),
+    ]
 
 
 def by_seed(values):

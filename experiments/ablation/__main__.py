@@ -42,7 +42,9 @@ AXIS = flags.DEFINE_multi_string(
 )
 PRESET = flags.DEFINE_enum("preset", None, list(PRESETS), "Cells of the paper.")
 BASELINE = flags.DEFINE_string("baseline", None, "Cell to compare with; default: the first.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs a cell, with seeds 0, 1, ...", lower_bound=1)
+SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Runs a cell, with seeds from the recipe's on.", lower_bound=1
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and the results are kept.")
 EXECUTOR = flags.DEFINE_enum(
     "executor",

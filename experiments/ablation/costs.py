@@ -1,16 +1,14 @@
 """What the models of a sweep cost: counted, compiled, and timed side by side."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from experiments.ablation.jobs import one_line, provenance
+from experiments.benchmark.ours import compile_program, training
 from experiments.timing import random_variables, time_calls
 from resnest_jax import create_model
 from resnest_jax.models.costs import count_macs, count_parameters
@@ -76,15 +74,15 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
             "train_mb": None,
         }
         try:
-            variables = random_variables(model, images)
-            infer, _ = _compile(model.apply, variables, images)
-            train, memory = _compile(_train_step(model), variables, images)
-            infer(), train()
+            infer = compile_program(model.apply, random_variables(model, images), images)
+            train = training(model, images)["as trained"]
+            infer.call(), train.call()
         except jax.errors.JaxRuntimeError as error:  # memory, most likely
             print(f"costs: {cell} is left out of the timing: {one_line(error)}", flush=True)
             continue
-        calls |= {f"{cell} infer": infer, f"{cell} train": train}
-        costs[cell]["train_mb"] = memory and memory / setting.batch_size / 1e6
+        calls |= {f"{cell} infer": infer.call, f"{cell} train": train.call}
+        if memory := train.temporary_mib:
+            costs[cell]["train_mb"] = memory * 2**20 / 1e6 / setting.batch_size
     # All take turns in every round, so that what else the machine does falls on all of them.
     seconds = time_calls(calls, setting.repeats)
     first = next(iter(models))
@@ -97,39 +95,3 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
             ratios = np.array(seconds[f"{first} {kind}"]) / np.array(times)
             costs[cell][f"{kind}_ratio"] = round(float(np.median(ratios)), 3)
     return costs
-
-
-def _train_step(model: ResNeSt) -> Callable:
-    """Loss, gradient and a step of SGD with momentum 0.9: what a training step costs."""
-    optimizer = optax.sgd(0.1, momentum=0.9)
-
-    def step(variables, images):
-        def loss_fn(params):
-            logits, updates = model.apply(
-                {**variables, "params": params},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)},
-            )
-            labels = jnp.arange(len(images)) % logits.shape[-1]
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            return loss, updates
-
-        params = variables["params"]
-        grads, updates = jax.grad(loss_fn, has_aux=True)(params)
-        deltas, trace = optimizer.update(grads, optimizer.init(params), params)
-        return optax.apply_updates(params, deltas), updates, trace
-
-    return step
-
-
-def _compile(function: Callable, *args) -> tuple[Callable[[], None], int | None]:
-    """A call that waits for its result, and the bytes of temporary memory; None if not told."""
-    compiled = jax.jit(function).lower(*args).compile()
-    memory = compiled.memory_analysis()
-
-    def call():
-        jax.block_until_ready(compiled(*args))
-
-    return call, getattr(memory, "temp_size_in_bytes", None)

@@ -55,8 +55,18 @@ def provenance() -> dict[str, str]:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     return {
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "commit": _commit(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def _commit() -> str:
+    """The commit of this checkout, "-dirty" behind it if files differ; empty outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def one_line(error: object) -> str:

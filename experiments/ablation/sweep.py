@@ -41,12 +41,12 @@ def make_jobs(
     The folder is named by the config too: what was run with other settings stays and is not used.
     """
     jobs = []
-    for seed, cell in itertools.product(range(seeds), cells):
+    for offset, cell in itertools.product(range(seeds), cells):
         config = configs[cell.name].copy_and_resolve_references()
-        config.seed = seed
+        config.seed += offset
         digest = config_hash(config)
-        folder = workdir / "runs" / f"{cell.folder}-{digest}" / f"seed_{seed}"
-        jobs.append(Job(cell.name, seed, digest, folder, config.to_dict()))
+        folder = workdir / "runs" / f"{cell.folder}-{digest}" / f"seed_{config.seed}"
+        jobs.append(Job(cell.name, config.seed, digest, folder, config.to_dict()))
     return jobs
 
 
