@@ -44,6 +44,6 @@ def test_comparison_is_round_by_round(programs, tmp_path):
 
 
 def test_profile_finds_the_operations(programs, tmp_path, capsys):
-    rows = profiling.rows(programs["training"], str(tmp_path))
+    rows = profiling.rows(programs["training"], "float32", str(tmp_path))
     assert any("gradient" in row[""] for row in rows) and all(row["ms"] >= 0 for row in rows)
     assert "GFLOP alone" in capsys.readouterr().out

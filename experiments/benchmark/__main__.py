@@ -50,7 +50,8 @@ def _benchmark() -> None:
     images = jax.random.normal(jax.random.key(1), shape)
     print(f"{MODEL.value}, images {shape}, {DTYPE.value}, {jax.devices()[0].device_kind}")
     if ZOO.value:
-        report.show(zoo.rows(images, REPEATS.value, TORCH.value), "zoo", OUT.value)
+        settings = (BATCH_SIZE.value, DTYPE.value, REPEATS.value, TORCH.value, COMPILED.value)
+        report.show(zoo.rows(*settings), "zoo", OUT.value)
         return
     model = create_model(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
@@ -59,7 +60,7 @@ def _benchmark() -> None:
     programs = ours.training(model, images) if TRAIN.value else ours.inference(model, images)
     if PROFILE.value:
         program = programs["as trained"]
-        report.show(profiling.rows(program, OUT.value), "profile", OUT.value)
+        report.show(profiling.rows(program, model.dtype, OUT.value), "profile", OUT.value)
         return
     if TORCH.value:
         programs |= _pytorch(images)

@@ -1,6 +1,7 @@
 """Where the time of a program goes, and how far it is from what the machine could do."""
 
 import collections
+import math
 import re
 import tempfile
 import time
@@ -14,9 +15,14 @@ from experiments.benchmark.ours import Program, compile_program
 CALLS = 3
 
 
-def rows(program: Program, out: str | None) -> list[dict]:
-    """Milliseconds a call by kind of operation, over all threads; the roofline is printed."""
-    _print_roofline(program)
+def rows(program: Program, dtype, out: str | None) -> list[dict]:
+    """Milliseconds a call by kind of operation, over all threads; the roofline is printed.
+
+    Its peak is that of products of ``dtype``.
+    """
+    _print_roofline(program, dtype)
+    count, size = moved(program.compiled.as_text())
+    print(f"{count} copies or transposes change a layout: {size / 1e6:.2f} MB")
     directory = Path(out or tempfile.mkdtemp()) / "trace"
     program.call()
     with jax.profiler.trace(str(directory)):
@@ -46,15 +52,41 @@ def _kinds(hlo: str) -> dict[str, str]:
     return kinds
 
 
-def _print_roofline(program: Program) -> None:
+def moved(hlo: str) -> tuple[int, int]:
+    """How many instructions of optimised HLO do no more than to move an array, and its bytes.
+
+    A transpose of which the layout follows moves nothing, nor does a scalar's copy.
+    """
+    array = r"%([\w.\-]+) = ([a-z]+)(\d+)\[([\d,]+)\]\{([\d,]+)\} ([\w\-]+)\(%?([\w.\-]*)(.*)"
+    found = {name: rest for name, *rest in re.findall(array, hlo)}
+    sizes = []
+    for _, bits, shape, layout, opcode, operand, rest in found.values():
+        if opcode not in ("copy", "transpose") or operand not in found:
+            continue
+        order = _numbers(layout)
+        if opcode == "transpose":
+            axes = _numbers(re.search(r"dimensions=\{([\d,]+)\}", rest)[1])
+            order = [axes[axis] for axis in order]
+        if order != _numbers(found[operand][3]):
+            sizes.append(math.prod(_numbers(shape)) * int(bits) // 8)
+    return len(sizes), sum(sizes)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _print_roofline(program: Program, dtype) -> None:
     """Seconds of a call against its arithmetic and its bytes at the machine's measured peaks."""
     cost = program.compiled.cost_analysis()
-    matrix = jax.random.normal(jax.random.key(0), (2048, 2048))
-    flops = 2 * 2048**3 / _best(compile_program(jnp.matmul, matrix, matrix))
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    flops = 2 * side**3 / _best(compile_program(jnp.matmul, matrix, matrix))
     array = jnp.ones(1 << 26)
     bandwidth = 2 * array.nbytes / _best(compile_program(lambda x: x + 1, array))
     seconds = _best(program)
-    print(f"measured peaks: {flops / 1e9:.0f} GFLOP/s in products, {bandwidth / 1e9:.1f} GB/s")
+    kind = jnp.dtype(dtype).name
+    print(f"measured peaks: {flops / 1e9:.0f} GFLOP/s in {kind}, {bandwidth / 1e9:.1f} GB/s")
     print(
         f"a call: {1e3 * seconds:.1f} ms; its {cost['flops'] / 1e9:.1f} GFLOP alone "
         f"{1e3 * cost['flops'] / flops:.1f} ms, its {cost['bytes accessed'] / 1e9:.2f} GB alone "

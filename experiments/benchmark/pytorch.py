@@ -40,21 +40,25 @@ def programs(
         return {}
     make = _train_step if train else _inference
     ways = [EAGER, *[COMPILED, *[FROZEN] * (not train)] * compiled]
-    found = {}
-    for layout, memory_format in FORMATS.items():
-        x = torch.tensor(np.asarray(images), device=_device(), dtype=getattr(torch, dtype))
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
-        for way in ways:
-            model = create(name).to(x.device, x.dtype, memory_format=memory_format)
-            found[f"PyTorch {way}, {layout}"] = make(model, x, way)
-    return found
+    return {
+        f"PyTorch {way}, {layout}": _make(make, name, images, dtype, memory_format, way)
+        for layout, memory_format in FORMATS.items()
+        for way in ways
+    }
 
 
-def eager(name: str, images: jax.Array) -> Program:
-    """Inference of a model of timm's, channels last."""
-    x = torch.tensor(np.asarray(images), device=_device()).permute(0, 3, 1, 2)
-    model = create(name).to(x.device, memory_format=torch.channels_last)
-    return _inference(model, x.contiguous(memory_format=torch.channels_last), EAGER)
+def channels_last(name: str, images: jax.Array, dtype: str, compiled: bool) -> dict[str, Program]:
+    """Inference of a model of timm's in channels last: eager, and compiled with frozen weights."""
+    ways = [EAGER, *[FROZEN] * compiled]
+    return {way: _make(_inference, name, images, dtype, torch.channels_last, way) for way in ways}
+
+
+def _make(
+    make: Callable, name: str, images: jax.Array, dtype: str, layout: torch.memory_format, way: str
+) -> Program:
+    x = torch.tensor(np.asarray(images), device=_device(), dtype=getattr(torch, dtype))
+    x = x.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return make(create(name).to(x.device, x.dtype, memory_format=layout), x, way)
 
 
 def _device() -> str:

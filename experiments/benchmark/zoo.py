@@ -9,35 +9,46 @@ from experiments.timing import time_calls
 from resnest_jax.models.zoo import MODELS, create_model
 
 # Name in timm -> test size in pixels and the top-1 accuracy there, results-imagenet.csv of timm.
-EFFICIENTNETS = {"efficientnet_b0": (224, 77.694), "efficientnet_b2": (288, 80.610)}
+EFFICIENTNETS = {
+    "efficientnet_b0": (224, 77.694),
+    "efficientnet_b2": (288, 80.610),
+    "efficientnet_b3": (320, 82.242),
+    "tf_efficientnet_b4": (380, 83.018),
+}
 
 
-def rows(images: jax.Array, repeats: int, torch: bool) -> list[dict]:
-    """A row a model: inference with folded norms at the size of its accuracy, model by model."""
-    table = []
+def rows(batch_size: int, dtype: str, repeats: int, torch: bool, compiled: bool) -> list[dict]:
+    """A row a model, all taking turns: inference with folded norms at the size of its accuracy."""
+    calls, about = {}, {}
     for name, model in MODELS.items():
         if model.top1 is not None:
-            size = (images.shape[0], model.test_crop, model.test_crop, 3)
-            program = ours.inference(create_model(name), jax.random.normal(jax.random.key(1), size))
-            table.append(_row(name, program["folded"], size, model.top1, repeats))
-    return table + (_efficientnets(images.shape[0], repeats) if torch else [])
+            print(f"compiling {name} at {model.test_crop} pixels", flush=True)
+            images = _images(batch_size, model.test_crop)
+            calls[name] = ours.folded(create_model(name, dtype=dtype), images).call
+            about[name] = model.test_crop, model.top1
+    if torch:
+        for name, (crop, top1) in EFFICIENTNETS.items():
+            for way, program in _pytorch(name, _images(batch_size, crop), dtype, compiled).items():
+                calls[f"timm {name}, {way}"] = program.call
+                about[f"timm {name}, {way}"] = crop, top1
+    table = []
+    for name, times in time_calls(calls, repeats).items():
+        rates = statistics.quantiles([batch_size / t for t in times], n=4, method="inclusive")
+        crop, top1 = about[name]
+        row = {"": name, "size": crop, "images/s": round(rates[1], 2)}
+        table.append(row | {"quartiles": f"{rates[0]:.2f} - {rates[2]:.2f}", "top-1": top1})
+    return table
 
 
-def _row(name: str, program: ours.Program, size: tuple, top1: float, repeats: int) -> dict:
-    seconds = statistics.median(time_calls({name: program.call}, repeats)[name])
-    return {"": name, "size": size[1], "images/s": round(size[0] / seconds, 2), "top-1": top1}
+def _images(batch_size: int, size: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (batch_size, size, size, 3))
 
 
-def _efficientnets(batch_size: int, repeats: int) -> list[dict]:
+def _pytorch(name: str, images: jax.Array, dtype: str, compiled: bool) -> dict[str, ours.Program]:
     try:
         from experiments.benchmark import pytorch
     except ImportError as error:
-        print(f"without PyTorch's rows: {error}")
-        return []
-    table = []
-    for name, (crop, top1) in EFFICIENTNETS.items():
-        size = (batch_size, crop, crop, 3)
-        images = jax.random.normal(jax.random.key(1), size)
-        program = pytorch.eager(name, images)
-        table.append(_row(f"timm {name}", program, size, top1, repeats))
-    return table
+        print(f"without timm's {name}: {error}")
+        return {}
+    print(f"timm's {name} at {images.shape[1]} pixels", flush=True)
+    return pytorch.channels_last(name, images, dtype, compiled)

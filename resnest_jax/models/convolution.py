@@ -208,7 +208,7 @@ def _patches(x: jax.Array, kernel: jax.Array, strides: int, dilation: int) -> ja
     taps = range(0, reach + 1, dilation)
     x = jnp.concatenate([x[:, i : i + height : strides] for i in taps], -1)
     x = jnp.concatenate([x[:, :, j : j + width : strides] for j in taps], -1)
-    return x @ kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])
+    return _pointwise(x, kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1]), groups=1)
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:

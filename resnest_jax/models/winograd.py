@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-REVERSED = np.array([3, 1, 2, 0])
+ROTATED = [4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
 TILES_PER_CORE = 256  # in a chunk
 
 
@@ -39,8 +39,7 @@ def _conv3x3_forward(x: jax.Array, kernel: jax.Array, groups: int) -> tuple:
 def _conv3x3_backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernels = saved
     # A reversed kernel has the same 16 sums, the first and the last of each axis exchanged.
-    grids = [k.reshape(4, 4, *k.shape[1:]) for k in kernels]
-    rotated = [g[REVERSED][:, REVERSED].reshape(16, *g.shape[2:]).swapaxes(1, 2) for g in grids]
+    rotated = [jnp.concatenate([k[i : i + 1] for i in ROTATED]).swapaxes(1, 2) for k in kernels]
     return convolve(dy, rotated), kernel_gradient(x, dy, groups)
 
 
