@@ -8,11 +8,13 @@ import pytest
 from experiments.benchmark import ours, profiling, report
 from resnest_jax import create_model
 
+BATCH = 7  # a size that no kernel has
+
 
 @pytest.fixture(scope="module")
 def programs():
     model = create_model("resnest14", num_classes=10, planes=(8, 8, 8, 8), stem_width=4)
-    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    images = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3))
     return ours.inference(model, images) | {"training": ours.training(model, images)["as trained"]}
 
 
@@ -20,7 +22,7 @@ def test_programs_are_made_and_called(programs):
     for program in programs.values():
         program.call()
         assert program.compile_seconds > 0
-    assert programs["as trained"].call().shape == (4, 10)
+    assert programs["as trained"].call().shape == (BATCH, 10)
 
 
 def test_comparison_is_round_by_round(programs, tmp_path):
@@ -41,6 +43,15 @@ def test_comparison_is_round_by_round(programs, tmp_path):
     assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
     alone = report.comparison({"as trained": [0.2, 0.2]}, programs, images=4)
     assert alone[0]["of eager PyTorch"] == ""
+
+
+def test_inference_moves_no_feature_map(programs):
+    """Kernels at most change their layout; and a program that does move is seen to."""
+    transposed = jax.jit(lambda x: x.T + 0).lower(jax.ShapeDtypeStruct((64, 32), "float32"))
+    assert profiling.moved(transposed.compile().as_text()) == [([32, 64], 64 * 32 * 4)]
+    for name in ("as trained", "folded"):
+        shapes = [shape for shape, _ in profiling.moved(programs[name].compiled.as_text())]
+        assert not [shape for shape in shapes if BATCH in shape]
 
 
 def test_profile_finds_the_operations(programs, tmp_path, capsys):

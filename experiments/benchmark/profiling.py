@@ -21,8 +21,9 @@ def rows(program: Program, dtype, out: str | None) -> list[dict]:
     Its peak is that of products of ``dtype``.
     """
     _print_roofline(program, dtype)
-    count, size = moved(program.compiled.as_text())
-    print(f"{count} copies or transposes change a layout: {size / 1e6:.2f} MB")
+    moves = moved(program.compiled.as_text())
+    size = sum(size for _, size in moves) / 1e6
+    print(f"{len(moves)} copies or transposes change a layout: {size:.2f} MB")
     directory = Path(out or tempfile.mkdtemp()) / "trace"
     program.call()
     with jax.profiler.trace(str(directory)):
@@ -52,14 +53,14 @@ def _kinds(hlo: str) -> dict[str, str]:
     return kinds
 
 
-def moved(hlo: str) -> tuple[int, int]:
-    """How many instructions of optimised HLO do no more than to move an array, and its bytes.
+def moved(hlo: str) -> list[tuple[list[int], int]]:
+    """Shape and bytes of every array that an instruction of optimised HLO does no more than move.
 
     A transpose of which the layout follows moves nothing, nor does a scalar's copy.
     """
     array = r"%([\w.\-]+) = ([a-z]+)(\d+)\[([\d,]+)\]\{([\d,]+)\} ([\w\-]+)\(%?([\w.\-]*)(.*)"
     found = {name: rest for name, *rest in re.findall(array, hlo)}
-    sizes = []
+    moves = []
     for _, bits, shape, layout, opcode, operand, rest in found.values():
         if opcode not in ("copy", "transpose") or operand not in found:
             continue
@@ -68,8 +69,8 @@ def moved(hlo: str) -> tuple[int, int]:
             axes = _numbers(re.search(r"dimensions=\{([\d,]+)\}", rest)[1])
             order = [axes[axis] for axis in order]
         if order != _numbers(found[operand][3]):
-            sizes.append(math.prod(_numbers(shape)) * int(bits) // 8)
-    return len(sizes), sum(sizes)
+            moves.append((_numbers(shape), math.prod(_numbers(shape)) * int(bits) // 8))
+    return moves
 
 
 def _numbers(text: str) -> list[int]:

@@ -122,4 +122,15 @@ def _program(function: Callable, way: str) -> Program:
 
     begun = time.perf_counter()
     call()  # compiles
-    return Program(call, None if way == EAGER else time.perf_counter() - begun)
+    seconds = None if way == EAGER else time.perf_counter() - begun
+    return Program(call, seconds, temporary_mib=_temporary_mib(call))
+
+
+def _temporary_mib(call: Callable) -> float | None:
+    """What a call allocates beside what lives on; None on CPU, where PyTorch does not count."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
