@@ -84,11 +84,11 @@ def cost_table(costs: Costs, setting: Setting, device: str) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for cell, cost in costs.items():
-        memory = "" if cost["train_mb"] is None else f"{cost['train_mb']:.1f}"
+        memory = "" if cost["train_mb"] is None else _figure(cost["train_mb"])
         speeds = " | ".join(_speed(cost, kind) for kind in ("infer", "train"))
         lines.append(
-            f"| {cell} | {cost['params']:,} | {_gmacs(cost['gmacs'])} "
-            f"| {_gmacs(cost['gmacs_authors'])} | {memory} | {speeds} |"
+            f"| {cell} | {cost['params']:,} | {_figure(cost['gmacs'])} "
+            f"| {_figure(cost['gmacs_authors'])} | {memory} | {speeds} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -102,7 +102,7 @@ def _speed(cost: dict[str, Any], kind: str) -> str:
     return f"{median} ({low} - {high}) | {'' if ratio is None else f'{ratio:.2f}'}"
 
 
-def _gmacs(value: float) -> str:
+def _figure(value: float) -> str:
     """Two decimals, as the tables print them; for small models three digits that count."""
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
