@@ -9,17 +9,18 @@
 The rivals take turns, so that whatever else the machine does falls on all of them; a line has the
 median over the rounds, the quartiles, and the ratio to the first and to eager PyTorch, taken round
 by round. Weights, batch norm statistics and images are random; compiling is timed apart, anew and
-from the cache. PyTorch's rows need torch and timm, the picture matplotlib; they are left out with a
-note where there is none.
+from the cache. PyTorch runs in a process of its own, and in the meantime waits. Its rows need torch
+and timm, and a model that timm has, the picture matplotlib; they are left out where there is none.
 """
 
+import os
 import tempfile
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmark import layers, ours, profiling, report, zoo
+from experiments.benchmark import beside, layers, ours, profiling, report, zoo
 from experiments.timing import time_calls
 from resnest_jax import commands
 from resnest_jax.models.zoo import create_model
@@ -40,6 +41,7 @@ COMPILED = flags.DEFINE_bool("compiled", True, "Time torch.compile too.")
 
 def main(_: list[str]) -> None:
     """Time what the flags name, with a compilation cache of its own."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with PyTorch
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         _benchmark()
@@ -63,22 +65,11 @@ def _benchmark() -> None:
         report.show(profiling.rows(program, model.dtype, OUT.value), "profile", OUT.value)
         return
     if TORCH.value:
-        programs |= _pytorch(images)
+        settings = (MODEL.value, shape, DTYPE.value, beside.device(), TRAIN.value, COMPILED.value)
+        programs |= beside.programs("both_layouts", *settings)
     seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
     rows = report.comparison(seconds, programs, BATCH_SIZE.value)
     report.show(rows, "training" if TRAIN.value else "inference", OUT.value)
-
-
-def _pytorch(images: jax.Array) -> dict:
-    try:
-        from experiments.benchmark import pytorch
-    except ImportError as error:
-        print(f"without PyTorch's rows: {error}")
-        return {}
-    programs = pytorch.programs(MODEL.value, images, DTYPE.value, TRAIN.value, COMPILED.value)
-    if not programs:
-        print(f"without PyTorch's rows: timm has no model of the architecture of {MODEL.value}")
-    return programs
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ import re
 import time
 from collections.abc import Callable
 
-import jax
-import numpy as np
 import timm
 import torch
 
@@ -27,12 +25,13 @@ NAMES = {
 # Other members of the family, of which timm has no name.
 FAST = re.compile(r"resnest50_fast_([1-9]\d*)s(\d+)x(\d+)d")
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
+Shape = tuple[int, ...]  # of the images, (B, H, W, C)
 
 
-def programs(
-    name: str, images: jax.Array, dtype: str, train: bool, compiled: bool
+def both_layouts(
+    name: str, shape: Shape, dtype: str, device: str, train: bool, compiled: bool
 ) -> dict[str, Program]:
-    """Name -> program, in both layouts: eager, compiled, for inference with frozen weights too.
+    """Name -> program: eager, compiled, for inference with frozen weights too.
 
     None if timm lacks the architecture.
     """
@@ -41,28 +40,26 @@ def programs(
     make = _train_step if train else _inference
     ways = [EAGER, *[COMPILED, *[FROZEN] * (not train)] * compiled]
     return {
-        f"PyTorch {way}, {layout}": _make(make, name, images, dtype, memory_format, way)
+        f"PyTorch {way}, {layout}": _make(make, name, shape, dtype, device, memory_format, way)
         for layout, memory_format in FORMATS.items()
         for way in ways
     }
 
 
-def channels_last(name: str, images: jax.Array, dtype: str, compiled: bool) -> dict[str, Program]:
+def channels_last(
+    name: str, shape: Shape, dtype: str, device: str, compiled: bool
+) -> dict[str, Program]:
     """Inference of a model of timm's in channels last: eager, and compiled with frozen weights."""
     ways = [EAGER, *[FROZEN] * compiled]
-    return {way: _make(_inference, name, images, dtype, torch.channels_last, way) for way in ways}
+    layout = torch.channels_last
+    return {way: _make(_inference, name, shape, dtype, device, layout, way) for way in ways}
 
 
-def _make(
-    make: Callable, name: str, images: jax.Array, dtype: str, layout: torch.memory_format, way: str
-) -> Program:
-    x = torch.tensor(np.asarray(images), device=_device(), dtype=getattr(torch, dtype))
+def _make(make: Callable, name: str, shape: Shape, dtype: str, device: str, layout, way: str):
+    """One program; make is _inference or _train_step."""
+    x = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
     x = x.permute(0, 3, 1, 2).contiguous(memory_format=layout)
     return make(create(name).to(x.device, x.dtype, memory_format=layout), x, way)
-
-
-def _device() -> str:
-    return "cpu" if jax.default_backend() == "cpu" else "cuda"
 
 
 def create(name: str) -> torch.nn.Module:

@@ -4,7 +4,7 @@ import statistics
 
 import jax
 
-from experiments.benchmark import ours
+from experiments.benchmark import beside, ours
 from experiments.timing import time_calls
 from resnest_jax.models.zoo import MODELS, create_model
 
@@ -23,14 +23,17 @@ def rows(batch_size: int, dtype: str, repeats: int, torch: bool, compiled: bool)
     for name, model in MODELS.items():
         if model.top1 is not None:
             print(f"compiling {name} at {model.test_crop} pixels", flush=True)
-            images = _images(batch_size, model.test_crop)
+            shape = (batch_size, model.test_crop, model.test_crop, 3)
+            images = jax.random.normal(jax.random.key(1), shape)
             calls[name] = ours.folded(create_model(name, dtype=dtype), images).call
             about[name] = model.test_crop, model.top1
-    if torch:
-        for name, (crop, top1) in EFFICIENTNETS.items():
-            for way, program in _pytorch(name, _images(batch_size, crop), dtype, compiled).items():
-                calls[f"timm {name}, {way}"] = program.call
-                about[f"timm {name}, {way}"] = crop, top1
+    for name, (crop, top1) in EFFICIENTNETS.items() if torch else ():
+        shape = (batch_size, crop, crop, 3)
+        print(f"timm's {name} at {crop} pixels", flush=True)
+        rivals = beside.programs("channels_last", name, shape, dtype, beside.device(), compiled)
+        for way, program in rivals.items():
+            calls[f"timm {name}, {way}"] = program.call
+            about[f"timm {name}, {way}"] = crop, top1
     table = []
     for name, times in time_calls(calls, repeats).items():
         rates = statistics.quantiles([batch_size / t for t in times], n=4, method="inclusive")
@@ -38,17 +41,3 @@ def rows(batch_size: int, dtype: str, repeats: int, torch: bool, compiled: bool)
         row = {"": name, "size": crop, "images/s": round(rates[1], 2)}
         table.append(row | {"quartiles": f"{rates[0]:.2f} - {rates[2]:.2f}", "top-1": top1})
     return table
-
-
-def _images(batch_size: int, size: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(1), (batch_size, size, size, 3))
-
-
-def _pytorch(name: str, images: jax.Array, dtype: str, compiled: bool) -> dict[str, ours.Program]:
-    try:
-        from experiments.benchmark import pytorch
-    except ImportError as error:
-        print(f"without timm's {name}: {error}")
-        return {}
-    print(f"timm's {name} at {images.shape[1]} pixels", flush=True)
-    return pytorch.channels_last(name, images, dtype, compiled)

@@ -1,0 +1,50 @@
+"""PyTorch in a process of its own, whose memory and threads do not get in the way of ours."""
+
+import contextlib
+import multiprocessing
+from functools import partial
+from multiprocessing.connection import Connection
+
+import jax
+
+from experiments.benchmark.ours import Program
+
+
+def programs(make: str, *args) -> dict[str, Program]:
+    """What a function of pytorch.py makes; a call is done over there and waited for.
+
+    With a note, none where PyTorch is not installed.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_serve, args=(there, make, args), daemon=True).start()
+    there.close()  # so that the other's end is noticed
+    found = here.recv()
+    if isinstance(found, str):
+        print(f"without PyTorch's rows: {found}")
+        return {}
+    return {name: told._replace(call=partial(_call, here, name)) for name, told in found.items()}
+
+
+def device() -> str:
+    """PyTorch's name of what JAX runs on."""
+    return "cpu" if jax.default_backend() == "cpu" else "cuda"
+
+
+def _call(connection: Connection, name: str) -> None:
+    connection.send(name)
+    connection.recv()
+
+
+def _serve(connection: Connection, make: str, args: tuple) -> None:
+    try:
+        from experiments.benchmark import pytorch
+    except ImportError as error:
+        connection.send(str(error))
+        return
+    made = getattr(pytorch, make)(*args)
+    connection.send({name: program._replace(call=None) for name, program in made.items()})
+    with contextlib.suppress(EOFError):  # the process that asks has ended
+        while True:
+            made[connection.recv()].call()
+            connection.send(None)
