@@ -1,5 +1,7 @@
 """The commands, as a user runs them."""
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import random
@@ -203,3 +205,21 @@ def test_what_was_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
         assert (result.returncode, result.stdout) == (0, "1\n"), result.stderr
         assert expected is None or any(expected.iterdir())
     assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+def test_on_cpu_alone_commands_start_with_large_pages():
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if plugins or importlib.util.find_spec("libtpu"):
+        pytest.skip("JAX has an accelerator")
+    code = (
+        "import os, sys; from resnest_jax import commands; "
+        "commands.run(lambda args: print(args, os.environ['GLIBC_TUNABLES']), arguments=True)"
+    )
+    for given, expected in (({}, "glibc.malloc.hugetlb=1"), ({"GLIBC_TUNABLES": ""}, "")):
+        variables = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | given
+        command = [sys.executable, "-c", code, "an argument"]
+        result = subprocess.run(
+            command, cwd=helpers.ROOT, env=variables, capture_output=True, text=True
+        )
+        assert result.stdout == f"['-c', 'an argument'] {expected}\n", result.stderr
