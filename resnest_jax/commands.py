@@ -1,5 +1,6 @@
 """What the commands share: how they start, and how they say what was wrong."""
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 
 from resnest_jax.errors import DivergenceError, InputError, PreemptedError, StorageError
 
-TUNABLES = "GLIBC_TUNABLES"
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> None:
@@ -23,13 +24,12 @@ def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> 
 
     A run that was told to stop exits with 143, as SIGTERM itself would have it.
 
-    What is compiled is kept in the user's cache directory for the next time. Where JAX has the CPU
-    alone, the process begins anew with one more environment variable, ``GLIBC_TUNABLES``.
+    What is compiled is kept in the user's cache directory for the next time.
 
     ``arguments``: whether it takes any besides its options.
     """
-    _use_large_pages()
     _keep_compiled()
+    _keep_memory()
     try:
         app.run(main, flags_parser=partial(_parse, arguments=arguments))
     except PreemptedError as error:
@@ -59,17 +59,21 @@ def _keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _use_large_pages() -> None:
-    """Start again with large arrays on large pages, if JAX has nothing but the CPU.
+def _keep_memory() -> None:
+    """Have freed memory kept for the next step, if JAX has nothing but the CPU.
 
-    XLA asks for all the memory of a program at every call of it. In pages of 4 KiB, each zeroed by
-    the system on its own, that is a quarter of a training step of ResNeSt-50.
+    XLA asks for all the memory of a program at every call of it. New from the system, its pages are
+    zeroed one by one each time: a quarter of a training step of ResNeSt-50 and more.
     """
     plugins = importlib.metadata.entry_points(group="jax_plugins")
-    accelerated = plugins or importlib.util.find_spec("libtpu")
-    if sys.platform == "linux" and not accelerated and TUNABLES not in os.environ:
-        os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"  # read when a process begins
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if sys.platform != "linux" or plugins or importlib.util.find_spec("libtpu"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never give back
+        # What other threads than the main one allocate comes from the system nevertheless.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def fail(error: object) -> None:

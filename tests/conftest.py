@@ -10,8 +10,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one process has compiled the next need not: the commands are run many times.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# So that no command starts twice to have it.
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 import jax
 
