@@ -1,5 +1,6 @@
 """PyTorch in a process of its own, whose memory and threads do not get in the way of ours."""
 
+import atexit
 import contextlib
 import multiprocessing
 from functools import partial
@@ -17,7 +18,9 @@ def programs(make: str, *args) -> dict[str, Program]:
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    context.Process(target=_serve, args=(there, make, args), daemon=True).start()
+    process = context.Process(target=_serve, args=(there, make, args), daemon=True)
+    process.start()
+    atexit.register(_end, here, process)
     there.close()  # so that the other's end is noticed
     found = here.recv()
     if isinstance(found, str):
@@ -34,6 +37,12 @@ def device() -> str:
 def _call(connection: Connection, name: str) -> None:
     connection.send(name)
     connection.recv()
+
+
+def _end(connection: Connection, process) -> None:
+    """Give it the time to clean up after its own processes."""
+    connection.close()
+    process.join(10)
 
 
 def _serve(connection: Connection, make: str, args: tuple) -> None:

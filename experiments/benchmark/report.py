@@ -62,10 +62,15 @@ def show(rows: list[dict], name: str, out: str | None) -> None:
 def _draw(axes, rows: list[dict]) -> None:
     """Speed against accuracy where there is an accuracy; else a bar a row."""
     if "top-1" in rows[0]:
-        for row in rows:
-            axes.plot(row["images/s"], row["top-1"], "o")
-            axes.annotate(row[""], (row["images/s"], row["top-1"]), fontsize=7)
+        for family in dict.fromkeys(row["family"] for row in rows):
+            members = [row for row in rows if row["family"] == family]
+            points = [(row["images/s"], row["top-1"]) for row in members]
+            axes.plot(*zip(*points, strict=True), "o", label=family)
+            for row, point in zip(members, points, strict=True):
+                name = row[""].partition(",")[0].split("_")[-1]
+                axes.annotate(name, point, (4, 3), textcoords="offset points", fontsize=6)
         axes.set(xscale="log", xlabel="images/s", ylabel="published top-1, %")
+        axes.legend()
         return
     value = next(key for key in rows[0] if key in ("images/s", "ms", "auto ms"))
     labels = [row.get("", f"{row.get('input')} {row.get('kernel')}") for row in rows]

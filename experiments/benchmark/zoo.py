@@ -26,18 +26,19 @@ def rows(batch_size: int, dtype: str, repeats: int, torch: bool, compiled: bool)
             shape = (batch_size, model.test_crop, model.test_crop, 3)
             images = jax.random.normal(jax.random.key(1), shape)
             calls[name] = ours.folded(create_model(name, dtype=dtype), images).call
-            about[name] = model.test_crop, model.top1
+            family = "ResNeSt, fast" if "_fast_" in name else "ResNeSt"
+            about[name] = family, model.test_crop, model.top1
     for name, (crop, top1) in EFFICIENTNETS.items() if torch else ():
         shape = (batch_size, crop, crop, 3)
         print(f"timm's {name} at {crop} pixels", flush=True)
         rivals = beside.programs("channels_last", name, shape, dtype, beside.device(), compiled)
         for way, program in rivals.items():
             calls[f"timm {name}, {way}"] = program.call
-            about[f"timm {name}, {way}"] = crop, top1
+            about[f"timm {name}, {way}"] = f"timm EfficientNet, {way}", crop, top1
     table = []
     for name, times in time_calls(calls, repeats).items():
         rates = statistics.quantiles([batch_size / t for t in times], n=4, method="inclusive")
-        crop, top1 = about[name]
-        row = {"": name, "size": crop, "images/s": round(rates[1], 2)}
+        family, crop, top1 = about[name]
+        row = {"": name, "family": family, "size": crop, "images/s": round(rates[1], 2)}
         table.append(row | {"quartiles": f"{rates[0]:.2f} - {rates[2]:.2f}", "top-1": top1})
     return table
