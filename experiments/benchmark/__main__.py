@@ -64,9 +64,16 @@ def _benchmark() -> None:
         program = programs["as trained"]
         report.show(profiling.rows(program, model.dtype, OUT.value), "profile", OUT.value)
         return
+    programs = {name: ours.time_cached(program) for name, program in programs.items()}
     if TORCH.value:
-        settings = (MODEL.value, shape, DTYPE.value, beside.device(), TRAIN.value, COMPILED.value)
-        programs |= beside.programs("both_layouts", *settings)
+        programs |= beside.programs(
+            "both_layouts",
+            name=MODEL.value,
+            shape=shape,
+            dtype=DTYPE.value,
+            train=TRAIN.value,
+            compiled=COMPILED.value,
+        )
     seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
     rows = report.comparison(seconds, programs, BATCH_SIZE.value)
     report.show(rows, "training" if TRAIN.value else "inference", OUT.value)

@@ -18,8 +18,10 @@ class Program(NamedTuple):
 
     Attributes:
       compile_seconds: with nothing in the compilation cache.
-      cached_seconds: once more, from the cache; None if JAX does not store what is so quick.
+      cached_seconds: once more, from the cache, see ``time_cached``.
       temporary_mib: memory beside the arguments.
+      compiled: the executable.
+      compile: makes it anew; returns the seconds and the executable.
     """
 
     call: Callable[[], Any]
@@ -27,6 +29,7 @@ class Program(NamedTuple):
     cached_seconds: float | None = None
     temporary_mib: float | None = None
     compiled: Any = None
+    compile: Callable[[], tuple[float, Any]] | None = None
 
 
 def compile_program(function: Callable, *args, **jit_options) -> Program:
@@ -38,24 +41,37 @@ def compile_program(function: Callable, *args, **jit_options) -> Program:
         compiled = jax.jit(function, **jit_options).lower(*args).compile()
         return time.perf_counter() - begun, compiled
 
-    cold, compiled = compile_()
-    stored = cold > jax.config.jax_persistent_cache_min_compile_time_secs
-    cached = compile_()[0] if stored else None
+    seconds, compiled = compile_()
     memory = compiled.memory_analysis()
-    mib = memory.temp_size_in_bytes / 2**20 if memory else None
-    return Program(lambda: jax.block_until_ready(compiled(*args)), cold, cached, mib, compiled)
+    return Program(
+        lambda: jax.block_until_ready(compiled(*args)),
+        seconds,
+        temporary_mib=memory.temp_size_in_bytes / 2**20 if memory else None,
+        compiled=compiled,
+        compile=compile_,
+    )
+
+
+def time_cached(program: Program) -> Program:
+    """With the seconds of compiling from the cache; None if JAX stores nothing that is so quick."""
+    if program.compile_seconds <= jax.config.jax_persistent_cache_min_compile_time_secs:
+        return program
+    return program._replace(cached_seconds=program.compile()[0])
 
 
 def inference(model, images: jax.Array) -> dict[str, Program]:
     """Name -> program, for the model as trained and folded."""
-    as_trained = compile_program(model.apply, random_variables(model, images), images)
-    return {"as trained": as_trained, "folded": folded(model, images)}
+    variables = random_variables(model, images)
+    return {
+        "as trained": compile_program(model.apply, variables, images),
+        "folded": folded(model, variables, images),
+    }
 
 
-def folded(model, images: jax.Array) -> Program:
+def folded(model, variables: dict, images: jax.Array) -> Program:
     """Inference with the batch norms folded into the convolutions."""
-    folded_model, variables = fold(model, random_variables(model, images))
-    return compile_program(folded_model.apply, variables, images)
+    folded_model, folded_variables = fold(model, variables)
+    return compile_program(folded_model.apply, folded_variables, images)
 
 
 def training(model, images: jax.Array) -> dict[str, Program]:

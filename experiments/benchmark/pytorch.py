@@ -47,12 +47,19 @@ def both_layouts(
 
 
 def channels_last(
-    name: str, shape: Shape, dtype: str, device: str, compiled: bool
-) -> dict[str, Program]:
-    """Inference of a model of timm's in channels last: eager, and compiled with frozen weights."""
-    ways = [EAGER, *[FROZEN] * compiled]
+    shapes: dict[str, Shape], dtype: str, device: str, compiled: bool
+) -> dict[tuple[str, str], Program]:
+    """(Name, way) -> inference: eager, and compiled with frozen weights.
+
+    Args:
+      shapes: images by name of the model in timm.
+    """
     layout = torch.channels_last
-    return {way: _make(_inference, name, shape, dtype, device, layout, way) for way in ways}
+    return {
+        (name, way): _make(_inference, name, shape, dtype, device, layout, way)
+        for name, shape in shapes.items()
+        for way in [EAGER, *[FROZEN] * compiled]
+    }
 
 
 def _make(make: Callable, name: str, shape: Shape, dtype: str, device: str, layout, way: str):

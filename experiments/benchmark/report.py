@@ -16,13 +16,11 @@ def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> 
     first = next(iter(seconds.values()))
     eager = [times for name, times in seconds.items() if EAGER in name]
     for name, times in seconds.items():
-        rate = _quartiles([images / t for t in times])
         ratio = _quartiles([a / b for a, b in zip(first, times, strict=True)])
         rows.append(
             {
                 "": name,
-                "images/s": round(rate[1], 2),
-                "quartiles": f"{rate[0]:.2f} - {rate[2]:.2f}",
+                **speed(times, images),
                 "ms a call": round(1e3 * statistics.median(times), 1),
                 "times the first": round(ratio[1], 3),
                 "its quartiles": f"{ratio[0]:.3f} - {ratio[2]:.3f}",
@@ -33,6 +31,12 @@ def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> 
             }
         )
     return rows
+
+
+def speed(times: list[float], images: int) -> dict:
+    """Images a second, of calls that took so many seconds: the columns of a row."""
+    low, median, high = _quartiles([images / t for t in times])
+    return {"images/s": round(median, 2), "quartiles": f"{low:.2f} - {high:.2f}"}
 
 
 def show(rows: list[dict], name: str, out: str | None) -> None:

@@ -107,8 +107,9 @@ class Classification:
         return losses.mean(), updates["batch_stats"]
 
     def eval_fn(self, params, batch_stats, batch) -> dict[str, jax.Array]:
-        """Sums over the images that the mask keeps: top-1 and top-5 hits, count, and as
-        loss the softmax cross-entropy, whichever loss trains the network.
+        """Sums over the images that the mask keeps: loss, top-1 and top-5 hits, count.
+
+        The loss is the softmax cross-entropy, whichever trains the network.
         """
         variables = {"params": params, "batch_stats": batch_stats}
         logits = self.model.apply(variables, normalize(batch["image"]))

@@ -98,6 +98,7 @@ def fit(
 
 
 def _warn_of_groups(progress: dict, plan: Plan) -> None:
+    """Say so if the number of devices, and with it what is normalised together, has changed."""
     before = progress.get("groups", plan.groups)
     if before != plan.groups and is_main():
         print(
