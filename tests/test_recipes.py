@@ -1,5 +1,7 @@
 """The recipes in configs/, and one step of the paper's against NumPy."""
 
+import json
+
 import golden
 import helpers
 import jax
@@ -27,6 +29,7 @@ RECIPES = [
     ("finetune", "resnest50"),
     ("digits",),
 ]
+GOLDEN = json.loads((golden.FOLDER / "configs.json").read_text())
 
 
 @pytest.mark.parametrize("names", RECIPES, ids=":".join)
@@ -40,6 +43,21 @@ def test_recipe_builds(names):
     warmup = round(config.optimizer.warmup_epochs * 1437 / 64)
     peak = config.optimizer.base_learning_rate * 64 / 256
     np.testing.assert_allclose(run.schedule(warmup), peak, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_recipe_has_the_values_it_always_had(name):
+    config = json.loads(json.dumps(helpers.load_config(*name.split(":")).to_dict()))
+    compare(GOLDEN[name], config, name)
+
+
+def compare(expected, actual, where):
+    """Every key of the golden has its value; there may be others."""
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            compare(value, actual[key], f"{where}.{key}")
+        else:
+            assert actual[key] == value, f"{where}.{key}"
 
 
 def test_paper_rates_and_batches():

@@ -1,0 +1,47 @@
+"""Runs finished before the package was reorganised stay whole: the goldens ``run_v0*``."""
+
+import json
+import shutil
+
+import golden
+import jax
+import numpy as np
+import pytest
+
+import resnest_jax
+from resnest_jax import runs
+from resnest_jax.training.metrics import read_metrics
+
+RUNS = ["run_v0", "run_v0_head"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_old_run_evaluates_to_the_same_figures(name):
+    folder = golden.FOLDER / name
+    summary = json.loads((folder / "summary.json").read_text())
+    found = runs.evaluate(folder)
+    assert found["step"] == 12 and found["eval_top1"] == summary["eval_top1"]
+    np.testing.assert_allclose(found["eval_loss"], summary["eval_loss"], rtol=1e-5)
+    assert runs.evaluate(folder, "6")["step"] == 6
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_old_run_resumes(name, tmp_path):
+    """From its first checkpoint on, with the metrics that it had; floats differ between CPUs."""
+    workdir = shutil.copytree(golden.FOLDER / name, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    config = runs.recipe.load_config(workdir)
+    runs.train(config, workdir)
+    for line, before in zip(read_metrics(workdir), read_metrics(golden.FOLDER / name), strict=True):
+        assert line.keys() == before.keys()
+        for key in line.keys() & {"step", "epoch", "loss", "learning_rate", "eval_loss"}:
+            np.testing.assert_allclose(line[key], before[key], rtol=1e-3, err_msg=key)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_old_run_gives_its_weights(name):
+    model, variables = resnest_jax.load_pretrained(None, golden.FOLDER / name)
+    assert model.num_classes == 10 and model.planes == (8, 8, 8, 8)
+    state_dict = resnest_jax.to_torch(variables, model)
+    again = resnest_jax.from_torch(state_dict, model)
+    jax.tree.map(np.testing.assert_array_equal, variables, again)
