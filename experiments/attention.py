@@ -66,7 +66,7 @@ class Stage(NamedTuple):
 
 
 def collect(model: ResNeSt, variables: dict, batches, classes: int) -> tuple[dict, np.ndarray]:
-    """``Sums`` by block over batches with ``image``, ``label`` and ``mask``; images by class.
+    """``Sums`` by block over batches with ``image``, ``label`` and ``valid``; images by class.
 
     Raises:
       InputError: if the model has no split attention, or one split only.
@@ -77,11 +77,11 @@ def collect(model: ResNeSt, variables: dict, batches, classes: int) -> tuple[dic
         )
 
     @jax.jit
-    def batch_sums(images, labels, mask):
+    def batch_sums(images, labels, valid):
         _, sown = model.apply(
             variables, normalize(images), method="features", mutable=["intermediates"]
         )
-        members = jax.nn.one_hot(labels, classes) * mask[:, None]
+        members = jax.nn.one_hot(labels, classes) * valid[:, None]
         blocks = {
             block: _sums(layers["conv2"]["attention"][0], members)
             for block, layers in sown["intermediates"].items()
@@ -90,7 +90,7 @@ def collect(model: ResNeSt, variables: dict, batches, classes: int) -> tuple[dic
 
     total = None
     for batch in batches:
-        found = jax.device_get(batch_sums(batch["image"], batch["label"], batch["mask"]))
+        found = jax.device_get(batch_sums(batch["image"], batch["label"], batch["valid"]))
         total = found if total is None else jax.tree.map(np.add, total, found)
     return total
 

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from resnest_jax import commands, recipe
 from resnest_jax.dry_run import abstract_batch, compile_step
-from resnest_jax.training.programs import abstract_state
+from resnest_jax.training.run import Run
+from resnest_jax.training.state import abstract_state
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
@@ -54,32 +55,32 @@ def measure(config: ConfigDict, devices: int, images: int) -> str:
     jax.config.update("jax_num_cpu_devices", devices)
     config.batch_size = devices * images
     run = recipe.build(config)
-    compiled, memory = compile_step(run, config)
+    compiled, memory = compile_step(run)
     found = exchanges(compiled.as_text())
     kinds = {kind: sum(k == kind for k, _ in found) for kind, _ in found}
     return (
         f"| {devices} | {config.batch_size} | {sum(kinds.values())} "
         f"| {', '.join(f'{count} {kind}' for kind, count in kinds.items())} "
         f"| {sum(size for _, size in found) / 1e6:.2f} | {memory['needed_gib']:.2f} "
-        f"| {kept_for_backward(run, config) / devices / 2**30:.2f} |"
+        f"| {kept_for_backward(run) / devices / 2**30:.2f} |"
     )
 
 
-def kept_for_backward(run: recipe.Run, config: ConfigDict) -> float:
+def kept_for_backward(run: Run) -> float:
     """Bytes of activations that the forward pass of one accumulated part keeps."""
 
     def backward(params, batch_stats, batch):
         def loss_fn(params):
-            return run.task.loss_fn(params, batch_stats, batch, jax.random.key(0), 0.0)
+            variables = {"params": params, "batch_stats": batch_stats}
+            return run.task.loss(variables, batch, jax.random.key(0), 0.0)
 
         return jax.vjp(loss_fn, params, has_aux=True)[1]  # a tree of what it has kept
 
-    state = abstract_state(run.task, run.optimizer, run.plan)
-    batch = abstract_batch(config)
+    state, batch = abstract_state(run), abstract_batch(run)
     kept = jax.tree.leaves(jax.eval_shape(backward, state.params, state.batch_stats, batch))
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept]
     parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
-    return (sum(sizes) - parameters) / config.parallel.accumulate
+    return (sum(sizes) - parameters) / run.options.accumulate
 
 
 def main(_: list[str]) -> None:

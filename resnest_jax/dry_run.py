@@ -1,5 +1,6 @@
 """What a run would be and whether it can work, found out before it starts."""
 
+import dataclasses
 import math
 import os
 import shutil
@@ -16,10 +17,13 @@ from resnest_jax import recipe
 from resnest_jax.errors import InputError
 from resnest_jax.runs import parameter_table
 from resnest_jax.training.curves import plot_schedule
-from resnest_jax.training.mesh import batch_sharding, make_mesh, shard
+from resnest_jax.training.mesh import batch_sharding, shard
 from resnest_jax.training.metrics import write_json
 from resnest_jax.training.processes import is_main
-from resnest_jax.training.programs import abstract_state, initial_state, jit_train_step
+from resnest_jax.training.run import Run
+from resnest_jax.training.state import abstract_state, initial_state
+from resnest_jax.training.step import jit_train_step
+from resnest_jax.training.task import HostBatch
 
 FOLDER = "dry_run"
 GIB = 2**30
@@ -44,18 +48,22 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     recipe.check_workdir(workdir, config)
     if is_main():
         _describe(run, config, workdir, folder)
-    report = {"steps": run.plan.total_steps, "steps_per_epoch": round(run.plan.steps_per_epoch, 2)}
+    report = {
+        "steps": run.options.total_steps,
+        "steps_per_epoch": round(run.options.steps_per_epoch, 2),
+    }
     _show("run", report)
-    report |= _show("data", _measure_input(config, folder))
+    batch, data = _measure_input(config, folder)
+    report |= _show("data", data)
     if run.pretrained:
         run.pretrained()
         _show("pretrained", {"weights": config.pretrained.weights})
-    compiled, memory = compile_step(run, config)
+    compiled, memory = compile_step(run)
     report |= _show("memory of a device, GiB", memory)
     report |= _show("disk, GiB", _disk(run, config, workdir))
     fits = memory["needed_gib"] <= memory["available_gib"]
     if fits:
-        report |= _show("step", _measure_step(run, config, compiled))
+        report |= _show("step", _measure_step(run, batch, compiled))
         step_rate = report.get(STEP_RATE) or report[STEP_RATE_BOUND]
         report |= _show("limited", {"by": "input" if report[INPUT_RATE] < step_rate else "step"})
     if is_main():
@@ -77,7 +85,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     return report
 
 
-def _describe(run: recipe.Run, config: ConfigDict, workdir: Path, folder: Path) -> None:
+def _describe(run: Run, config: ConfigDict, workdir: Path, folder: Path) -> None:
     """Config, parameters and schedule, on the screen and in the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +93,7 @@ def _describe(run: recipe.Run, config: ConfigDict, workdir: Path, folder: Path) 
         (folder / "parameters.txt").write_text(parameter_table(run) + "\n")
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
-    plot_schedule(run.schedule, run.plan.total_steps, run.plan.steps_per_epoch, folder)
+    plot_schedule(run.schedule, run.options.total_steps, run.options.steps_per_epoch, folder)
     print(config)
     print((folder / "parameters.txt").read_text())
 
@@ -97,8 +105,8 @@ def _show(title: str, values: dict) -> dict:
     return values
 
 
-def _measure_input(config: ConfigDict, folder: Path) -> dict:
-    """Read training images for some seconds, and one batch to evaluate."""
+def _measure_input(config: ConfigDict, folder: Path) -> tuple[HostBatch, dict]:
+    """Read training images for some seconds, and one batch to evaluate; returns a batch too."""
     small = config.copy_and_resolve_references()
     least = jax.device_count() * config.parallel.accumulate
     # A whole batch may take longer than there is time; the rate does not depend on its size.
@@ -106,13 +114,13 @@ def _measure_input(config: ConfigDict, folder: Path) -> dict:
     batches = recipe.build(small, folder).batches
     next(batches.eval())
     stream = batches.train(0)
-    next(stream)  # by then the workers have started
+    batch = next(stream)  # by then the workers have started
     begun, images = time.perf_counter(), 0
     while time.perf_counter() - begun < INPUT_SECONDS and images < batches.num_train:
-        images += len(next(stream)["label"])
+        images += len(next(iter(next(stream).values())))
     rate = images / (time.perf_counter() - begun)
     stream.close()
-    return {
+    return batch, {
         "train_images": batches.num_train,
         "eval_images": batches.num_eval,
         "classes": len(batches.class_names),
@@ -120,14 +128,10 @@ def _measure_input(config: ConfigDict, folder: Path) -> dict:
     }
 
 
-def compile_step(run: recipe.Run, config: ConfigDict) -> tuple[jax.stages.Compiled, dict]:
+def compile_step(run: Run) -> tuple[jax.stages.Compiled, dict]:
     """The training step, and its memory on one device against what there is."""
     begun = time.perf_counter()
-    compiled = (
-        jit_train_step(run.task, run.optimizer, run.plan)
-        .lower(abstract_state(run.task, run.optimizer, run.plan), abstract_batch(config))
-        .compile()
-    )
+    compiled = jit_train_step(run).lower(abstract_state(run), abstract_batch(run)).compile()
     seconds = time.perf_counter() - begun
     analysis = compiled.memory_analysis()
     needed = (
@@ -143,14 +147,16 @@ def compile_step(run: recipe.Run, config: ConfigDict) -> tuple[jax.stages.Compil
     }
 
 
-def abstract_batch(config: ConfigDict) -> dict:
-    """Shapes, dtypes and shardings of a batch at the last image size."""
-    size = config.image_size if isinstance(config.image_size, int) else config.image_size[-1][1]
-    sharding = batch_sharding(make_mesh())
-    shapes = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32)}
+def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of the largest batch."""
+
+    def size(spec: dict[str, jax.ShapeDtypeStruct]) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in spec.values())
+
+    sharding = batch_sharding(run.mesh)
     return {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for name, leaf in max(run.batches.train_specs(), key=size).items()
     }
 
 
@@ -163,9 +169,9 @@ def _device_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
-def _disk(run: recipe.Run, config: ConfigDict, workdir: Path) -> dict:
+def _disk(run: Run, config: ConfigDict, workdir: Path) -> dict:
     """The checkpoints kept, the best one and the one being written, against what is free."""
-    state = abstract_state(run.task, run.optimizer, run.plan)
+    state = abstract_state(run)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     count = config.checkpoint.keep_last + 2
     return {
@@ -174,7 +180,7 @@ def _disk(run: recipe.Run, config: ConfigDict, workdir: Path) -> dict:
     }
 
 
-def _measure_step(run: recipe.Run, config: ConfigDict, compiled: jax.stages.Compiled) -> dict:
+def _measure_step(run: Run, batch: HostBatch, compiled: jax.stages.Compiled) -> dict:
     """Images a second of the step: measured, or bounded from its arithmetic if that is slow."""
     analysis = compiled.cost_analysis() or {}
     seconds = analysis.get("flops", 0.0) / _matmul_rate()
@@ -183,30 +189,27 @@ def _measure_step(run: recipe.Run, config: ConfigDict, compiled: jax.stages.Comp
     # Steps are exchanges between the processes: all do as many.
     measured = _agreed(seconds < STEP_SECONDS)
     if measured:
-        state = initial_state(run.task, run.optimizer, run.plan)
-        batch = shard(_random_batch(config, run.task.num_classes), make_mesh())
+        state = initial_state(dataclasses.replace(run, pretrained=None))
+        full = shard(_fill(abstract_batch(run), batch), run.mesh)
         times = []
         while not times or _agreed(len(times) < 4 and sum(times) < STEP_SECONDS):
             begun = time.perf_counter()
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, full)
             loss = float(metrics["loss"])
             times.append(time.perf_counter() - begun)
         if not math.isfinite(loss):
             raise InputError(f"the loss of step {len(times)} is {loss}")
         seconds = min(times)
     rate = STEP_RATE if measured else STEP_RATE_BOUND
-    return {rate: round(config.batch_size / seconds, 1), "step_seconds": round(seconds, 3)}
+    return {rate: round(run.options.batch_size / seconds, 1), "step_seconds": round(seconds, 3)}
 
 
-def _random_batch(config: ConfigDict, num_classes: int) -> dict:
-    """This process's share of a batch of noise: reading a real one was tried before."""
-    rng = np.random.default_rng(0)
-    most = {"image": 256, "label": num_classes}
+def _fill(specs: dict[str, jax.ShapeDtypeStruct], batch: HostBatch) -> HostBatch:
+    """This process's part of a batch of the given shapes, with the values of another, repeated."""
+    count = jax.process_count()
     return {
-        name: rng.integers(
-            most[name], size=(leaf.shape[0] // jax.process_count(), *leaf.shape[1:])
-        ).astype(leaf.dtype)
-        for name, leaf in abstract_batch(config).items()
+        name: np.resize(batch[name], (leaf.shape[0] // count, *leaf.shape[1:]))
+        for name, leaf in specs.items()
     }
 
 

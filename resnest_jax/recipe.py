@@ -3,10 +3,9 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
 from resnest_jax.data.batches import ImageBatches
@@ -22,7 +21,7 @@ from resnest_jax.training.mesh import check_batch_size
 from resnest_jax.training.metrics import write_json
 from resnest_jax.training.optimizer import make_optimizer, make_schedule, only_below
 from resnest_jax.training.processes import is_main, main_first
-from resnest_jax.training.programs import Plan
+from resnest_jax.training.run import Run, TrainOptions
 
 # Keys of every recipe; those with a tuple are sections of these keys (None: any).
 KEYS: dict[str, tuple[str, ...] | None] = {
@@ -69,20 +68,6 @@ KEYS: dict[str, tuple[str, ...] | None] = {
 # Sections that change no result, so that a run may go on with other values.
 FREE_SECTIONS = ("loader", "checkpoint")
 CONFIG = "config.json"
-
-
-class Run(NamedTuple):
-    """A run, ready to start.
-
-    ``pretrained`` loads the variables that it starts from, None for new ones.
-    """
-
-    task: Classification
-    batches: ImageBatches
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    plan: Plan
-    pretrained: Callable[[], dict] | None
 
 
 def build(config: ConfigDict, workdir: Path | None = None) -> Run:
@@ -137,8 +122,8 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
         batches,
         optimizer,
         schedule,
-        _plan(config, steps_per_epoch, model_fields["norm_groups"]),
-        _pretrained(config, model_fields),
+        _options(config, steps_per_epoch, model_fields["norm_groups"]),
+        pretrained=_pretrained(config, model_fields),
     )
 
 
@@ -173,7 +158,7 @@ def _task(config: ConfigDict, model_fields: dict, image_sizes) -> Classification
         create_model(**model_fields),
         model_fields["num_classes"],
         image_sizes[0][1],
-        loss=loss.pop("name"),
+        loss_name=loss.pop("name"),
         mixing=Mixing(**config.mix, groups=model_fields["norm_groups"]),
         **loss,
     )
@@ -196,12 +181,12 @@ def _optimizer(config: ConfigDict, steps_per_epoch: float):
     return optimizer, schedule
 
 
-def _plan(config: ConfigDict, steps_per_epoch: float, groups: int) -> Plan:
+def _options(config: ConfigDict, steps_per_epoch: float, norm_groups: int) -> TrainOptions:
     if config.checkpoint.every_steps < 0:
         raise InputError(
             f"checkpoint.every_steps must not be negative; got {config.checkpoint.every_steps}"
         )
-    return Plan(
+    return TrainOptions(
         seed=config.seed,
         total_steps=max(1, round(config.epochs * steps_per_epoch)),
         steps_per_epoch=steps_per_epoch,
@@ -212,7 +197,8 @@ def _plan(config: ConfigDict, steps_per_epoch: float, groups: int) -> Plan:
         ema_decay=config.optimizer.ema_decay,
         accumulate=config.parallel.accumulate,
         shard_optimizer=config.parallel.shard_optimizer,
-        groups=groups,
+        norm_groups=norm_groups,
+        freeze="^(?!head/)" if config.pretrained.train == "head" else "",
     )
 
 

@@ -10,10 +10,12 @@ from resnest_jax import recipe
 from resnest_jax.errors import StorageError
 from resnest_jax.training.checkpoints import Checkpoints, latest_folder
 from resnest_jax.training.curves import plot_curves
+from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.loop import fit
 from resnest_jax.training.metrics import write_json
 from resnest_jax.training.processes import is_main
-from resnest_jax.training.programs import abstract_state, make_evaluate
+from resnest_jax.training.run import Run
+from resnest_jax.training.state import abstract_state
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
@@ -32,41 +34,32 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     run = recipe.build(config, workdir)
     recipe.claim_workdir(workdir, config)
     try:
-        with _checkpoints(run, config, workdir) as checkpoints:
+        with open_checkpoints(run, config, workdir) as checkpoints:
             if is_main():
                 _describe(run, config, workdir)
-            summary = fit(
-                run.task,
-                run.batches,
-                run.optimizer,
-                run.schedule,
-                run.plan,
-                checkpoints,
-                workdir,
-                run.pretrained,
-            )
+            summary = fit(run, checkpoints, workdir)
         if is_main():
             summary = {"model": config.model.name, **summary}
-            plot_curves(workdir)
+            plot_curves(workdir, run.task.curves)
             write_json(workdir / "summary.json", summary)
     except OSError as error:
         raise StorageError(f"the run in {workdir} was stopped: {error}") from error
     return summary
 
 
-def _describe(run: recipe.Run, config: ConfigDict, workdir: Path) -> None:
+def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
     """Write the table of parameters; say what is about to run."""
     (workdir / "parameters.txt").write_text(parameter_table(run) + "\n")
     print(
         f"{config.model.name} on {config.dataset}: {run.batches.num_train} images to train on, "
-        f"{run.batches.num_eval} to evaluate; {run.plan.total_steps} steps of "
+        f"{run.batches.num_eval} to evaluate; {run.options.total_steps} steps of "
         f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s) of "
         f"{jax.process_count()} process(es)",
         flush=True,
     )
 
 
-def parameter_table(run: recipe.Run) -> str:
+def parameter_table(run: Run) -> str:
     """Name, shape and size of every parameter."""
     variables = jax.eval_shape(run.task.init, jax.random.key(0))
     return parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
@@ -81,16 +74,16 @@ def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
     config = recipe.load_config(workdir)
     run = recipe.build(config, workdir)
     latest_folder(workdir)  # there must be one
-    with _checkpoints(run, config, workdir, read_only=True) as checkpoints:
-        state = abstract_state(run.task, run.optimizer, run.plan)
-        state, _ = checkpoints.restore(state, checkpoint)
-    results = make_evaluate(run.task, run.batches)(state)
+    with open_checkpoints(run, config, workdir, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(abstract_state(run), checkpoint)
+    results = make_evaluate(run)(state)
     return {"model": config.model.name, "step": int(state.step), **results}
 
 
-def _checkpoints(
-    run: recipe.Run, config: ConfigDict, workdir: Path, read_only: bool = False
+def open_checkpoints(
+    run: Run, config: ConfigDict, workdir: Path, read_only: bool = False
 ) -> Checkpoints:
+    """The checkpoints of a run, to be used in a ``with`` block."""
     keep_last = config.checkpoint.keep_last
     return Checkpoints(
         workdir, best_metric=run.task.best_metric, keep_last=keep_last, read_only=read_only

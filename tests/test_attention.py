@@ -32,7 +32,7 @@ def batches():
     # Class 2 stands on filling only.
     masks = np.array([[True] * 4, [True, True, False, False]])
     return [
-        {"image": image, "label": label, "mask": mask}
+        {"image": image, "label": label, "valid": mask}
         for image, label, mask in zip(images, labels, masks, strict=True)
     ]
 
@@ -44,7 +44,7 @@ def test_statistics_are_those_of_the_images(model, variables, batches):
 
     weights = {0: [], 1: []}
     for batch in batches:
-        for image, label, mask in zip(batch["image"], batch["label"], batch["mask"], strict=True):
+        for image, label, mask in zip(batch["image"], batch["label"], batch["valid"], strict=True):
             if mask:
                 _, sown = model.apply(
                     variables, normalize(image[None]), method="features", mutable="intermediates"

@@ -581,14 +581,14 @@ def test_evaluation_sees_every_record_once(batch_size, process_count):
     labels = []
     for batch in itertools.chain(*hosts):
         assert batch["image"].shape == (batch_size // process_count, 8, 8, 3)
-        assert batch["mask"].dtype == bool
-        assert not batch["image"][~batch["mask"]].any()
-        assert not batch["label"][~batch["mask"]].any()
+        assert batch["valid"].dtype == bool
+        assert not batch["image"][~batch["valid"]].any()
+        assert not batch["label"][~batch["valid"]].any()
         for image, label in zip(
-            batch["image"][batch["mask"]], batch["label"][batch["mask"]], strict=True
+            batch["image"][batch["valid"]], batch["label"][batch["valid"]], strict=True
         ):
             assert image[0, 0, 0] == label  # The image of its own record.
-        labels += batch["label"][batch["mask"]].tolist()
+        labels += batch["label"][batch["valid"]].tolist()
     assert sorted(labels) == list(range(10))
     if process_count == 1:
         assert labels == list(range(10))
@@ -624,7 +624,7 @@ def test_unreadable_images_are_replaced_by_the_next_and_listed(workers, tmp_path
 def test_unreadable_images_do_not_count_in_evaluation(tmp_path):
     images = Images(Numbered(10, broken=[0, 7]), max_unreadable=2, log=tmp_path / "log.txt")
     images_of_zeros = list(eval_batches(images, EvalTransform(8), Share(4)))
-    mask = np.concatenate([batch["mask"] for batch in images_of_zeros])
+    mask = np.concatenate([batch["valid"] for batch in images_of_zeros])
     np.testing.assert_array_equal(np.flatnonzero(mask), [1, 2, 3, 4, 5, 6, 8, 9])
 
 

@@ -61,7 +61,7 @@ def test_memory_of_the_state_is_what_its_arrays_take(tmp_path):
     """Twice the parameters (momentum), the statistics and a counter, plus the batch."""
     config = helpers.tiny_config()
     run = recipe.build(config)
-    compiled, _ = dry_run.compile_step(run, config)
+    compiled, _ = dry_run.compile_step(run)
     variables = jax.eval_shape(run.task.init, jax.random.key(0))
     params, stats = (
         4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables[name]))

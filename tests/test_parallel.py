@@ -5,28 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_training import random_batch, tiny_task
+from test_training import make_run, random_batch, tiny_task
 
 from experiments.scaling import exchanges
-from resnest_jax.training.mesh import batch_sharding, make_mesh, shard
+from resnest_jax.training.mesh import batch_sharding, shard
 from resnest_jax.training.optimizer import make_optimizer, only_below
-from resnest_jax.training.programs import Plan, abstract_state, initial_state, jit_train_step
-from resnest_jax.training.state import create_state, make_train_step
+from resnest_jax.training.state import abstract_state, create_state, initial_state
+from resnest_jax.training.step import jit_train_step, make_train_step
 
 SGD = make_optimizer(lambda step: 0.05, name="sgd", momentum=0.9, nesterov=True, weight_decay=1e-4)
-PLAN = Plan(seed=0, total_steps=10, steps_per_epoch=5, batch_size=32, log_every=1, eval_every=5)
 
 
 def with_norm(task, **fields):
     return task.__class__(task.model.clone(**fields), task.num_classes, task.image_size)
 
 
-def run_steps(task, plan, count=2):
+def run_steps(task, count=2, **options):
     """The state after some steps on all devices."""
-    state = initial_state(task, SGD, plan)
-    step = jit_train_step(task, SGD, plan)
+    run = make_run(task, SGD, **options)
+    state, step = initial_state(run), jit_train_step(run)
     for seed in range(count):
-        state, metrics = step(state, shard(random_batch(32, seed), make_mesh()))
+        state, metrics = step(state, shard(random_batch(32, seed), run.mesh))
     return state, metrics
 
 
@@ -40,10 +39,13 @@ def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
 def test_statistics_of_each_device_against_a_loop_over_devices():
     """Eight networks on four images each: gradients and running statistics are their means."""
     task = tiny_task(label_smoothing=0.1)
-    plan = PLAN._replace(total_steps=1)
-    state, metrics = run_steps(with_norm(task, norm_groups=8), plan, count=1)
-    variables = jax.device_get(initial_state(task, SGD, plan))
-    gradient = jax.jit(jax.value_and_grad(with_norm(task).loss_fn, has_aux=True))
+    state, metrics = run_steps(with_norm(task, norm_groups=8), count=1, total_steps=1)
+    variables = jax.device_get(initial_state(make_run(task, SGD, total_steps=1)))
+
+    def loss(params, batch_stats, *args):
+        return with_norm(task).loss({"params": params, "batch_stats": batch_stats}, *args)
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     batch = random_batch(32, 0)
     parts = [
         gradient(
@@ -59,19 +61,18 @@ def test_statistics_of_each_device_against_a_loop_over_devices():
     def mean(*trees):
         return jax.tree.map(lambda *leaves: np.mean(leaves, 0), *trees)
 
-    np.testing.assert_allclose(metrics["loss"], np.mean([loss for (loss, _), _ in parts]), 1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean([value for (value, _), _ in parts]), 1e-5)
     grads = mean(*[grads for _, grads in parts])
     updates, _ = SGD.update(grads, SGD.init(variables.params), variables.params)
     assert_close(state.params, optax.apply_updates(variables.params, updates), 1e-4)
-    assert_close(state.batch_stats, mean(*[stats for (_, stats), _ in parts]))
+    assert_close(state.batch_stats, mean(*[aux.batch_stats for (_, aux), _ in parts]))
 
 
 def test_split_optimizer_equals_whole_one():
     """And lies in parts: every device holds an eighth of each large array."""
     task = tiny_task()
-    plan = PLAN._replace(ema_decay=0.9)
-    whole, _ = run_steps(task, plan)
-    split, _ = run_steps(task, plan._replace(shard_optimizer=True))
+    whole, _ = run_steps(task, ema_decay=0.9)
+    split, _ = run_steps(task, ema_decay=0.9, shard_optimizer=True)
     assert_close(split, whole)
     arrays = jax.tree.leaves((split.opt_state, split.ema))
     divided = [leaf for leaf in arrays if any(size % 8 == 0 for size in leaf.shape)]
@@ -84,16 +85,17 @@ def test_split_optimizer_equals_whole_one():
 def test_accumulated_gradient_is_that_of_the_whole(accumulate):
     """With frozen batch norms the images do not know of each other."""
     task = with_norm(tiny_task(), norm="frozen")
-    whole, metrics = run_steps(task, PLAN)
-    parts, metrics_of_parts = run_steps(task, PLAN._replace(accumulate=accumulate))
+    whole, metrics = run_steps(task)
+    parts, metrics_of_parts = run_steps(task, accumulate=accumulate)
     assert_close(parts.params, whole.params)
     assert_close(metrics_of_parts, metrics)
 
 
 def test_moving_average_against_numpy():
     task = tiny_task()
-    states = [jax.device_get(initial_state(task, SGD, PLAN._replace(ema_decay=0.15)))]
-    step = jax.jit(make_train_step(task.loss_fn, SGD, 0, 10, ema_decay=0.15))
+    run = make_run(task, SGD, ema_decay=0.15)
+    states = [jax.device_get(initial_state(run))]
+    step = jax.jit(make_train_step(run))
     for seed in range(4):
         states.append(jax.device_get(step(states[-1], random_batch(16, seed))[0]))
     average = {"params": states[0].params, "batch_stats": states[0].batch_stats}
@@ -111,9 +113,9 @@ def test_moving_average_against_numpy():
 def test_only_the_head_trains():
     optimizer = only_below(SGD, "head")
     task = with_norm(tiny_task(), norm="frozen")
-    before = jax.device_get(initial_state(task, optimizer, PLAN))
-    step = jax.jit(make_train_step(task.loss_fn, optimizer, 0, 10))
-    after, _ = step(before, random_batch(16))
+    run = make_run(task, optimizer, freeze="^(?!head/)")
+    before = jax.device_get(initial_state(run))
+    after, _ = jax.jit(make_train_step(run))(before, random_batch(16))
     for name, leaves in after.params.items():
         same = jax.tree.map(np.array_equal, leaves, before.params[name])
         assert all(jax.tree.leaves(same)) == (name != "head"), name
@@ -126,13 +128,13 @@ def test_only_the_head_trains():
 def test_devices_exchange_the_gradients_once(accumulate):
     """With statistics of each device: about the bytes of the parameters, in one or two goes."""
     task = with_norm(tiny_task(), norm_groups=8)
-    plan = PLAN._replace(accumulate=accumulate)
-    state, mesh = abstract_state(task, SGD, plan), make_mesh()
+    run = make_run(task, SGD, accumulate=accumulate)
+    state = abstract_state(run)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(run.mesh)),
         random_batch(32),
     )
-    found = exchanges(jit_train_step(task, SGD, plan).lower(state, batch).compile().as_text())
+    found = exchanges(jit_train_step(run).lower(state, batch).compile().as_text())
     assert {kind for kind, _ in found} == {"all-reduce"}
     assert len(found) <= 2 * accumulate
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -151,5 +153,5 @@ def test_exchanges_are_read_from_the_program():
 
 
 def test_bf16_network_keeps_float32_state():
-    state, _ = run_steps(with_norm(tiny_task(), dtype=jnp.bfloat16), PLAN)
+    state, _ = run_steps(with_norm(tiny_task(), dtype=jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}

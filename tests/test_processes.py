@@ -121,7 +121,7 @@ def test_stopped_and_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
     wait_for(log, "step 3/", pair[0])
     pair[1].terminate()  # one is told to stop, both do
     assert finish(pair) == [143, 143]
-    assert "stopped: told to stop after step" in log.read_text()
+    assert "stopped: got SIGTERM after step" in log.read_text()
     kill_one(workdir, random.Random(0))
     assert finish(start_pair(workdir, "--config.loader.workers=1")) == [0, 0]
     assert_same_run(workdir, whole_pair)
@@ -151,7 +151,7 @@ def test_sigterm_stores_the_step_under_way(tmp_path):
     process.terminate()
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 143, errors
-    assert "stopped: told to stop after step" in errors and "Traceback" not in errors
+    assert "stopped: got SIGTERM after step" in errors and "Traceback" not in errors
     subprocess.run(command, cwd=helpers.ROOT, env=environment(), check=True)
     assert_same_run(stopped, whole)
 

@@ -14,7 +14,8 @@ from resnest_jax import recipe
 from resnest_jax.tasks.classification import Classification, normalize
 from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.optimizer import make_optimizer
-from resnest_jax.training.state import create_state, make_train_step, split_batch
+from resnest_jax.training.state import create_state
+from resnest_jax.training.step import make_train_step, split_batch
 
 RECIPES = [
     *[("imagenet", name) for name in ("resnest14", "resnest26", "resnest50", "resnest101")],
@@ -39,7 +40,7 @@ def test_recipe_builds(names):
     config.dataset, config.batch_size = "sklearn_digits", 64
     config.train_split = config.eval_split = "auto"
     run = recipe.build(config)
-    assert run.plan.total_steps == round(config.epochs * 1437 / 64)
+    assert run.options.total_steps == round(config.epochs * 1437 / 64)
     warmup = round(config.optimizer.warmup_epochs * 1437 / 64)
     peak = config.optimizer.base_learning_rate * 64 / 256
     np.testing.assert_allclose(run.schedule(warmup), peak, rtol=1e-6)
@@ -94,7 +95,7 @@ def test_steps_of_the_paper_against_numpy():
     run = recipe.build(config)
     model = run.task.model
     variables = resnest_jax.from_torch(golden.state_dict(model), model)
-    step = jax.jit(make_train_step(run.task.loss_fn, run.optimizer, 0, run.plan.total_steps))
+    step = jax.jit(make_train_step(run))
     state = create_state(variables, run.optimizer)
 
     @jax.jit
@@ -163,11 +164,11 @@ class Fixed:
 def test_sigmoid_loss_takes_every_mixed_class_to_be_there():
     labels = np.array([0, 1, 2, 1])
     batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": labels}
-    task = Classification(Fixed(), 3, 8, loss="sigmoid", mixing=Mixing(mixup=50.0))
+    task = Classification(Fixed(), 3, 8, loss_name="sigmoid", mixing=Mixing(mixup=50.0))
     _, targets = task.inputs(jax.random.key(0), batch)
     share = np.sort(np.asarray(targets)[0])  # near one half: the threshold decides nothing
     np.testing.assert_allclose(share[-2:], 0.5, atol=0.2)
-    loss, _ = task.loss_fn({}, {}, batch, jax.random.key(7), 0.0)
+    loss, _ = task.loss({}, batch, jax.random.key(7), 0.0)
     there = np.eye(3)[labels] + np.eye(3)[labels[::-1]] > 0  # an image and its partner
     log_p, log_q = (-np.log1p(np.exp(sign * Fixed.logits)) for sign in (-1, 1))
     np.testing.assert_allclose(loss, -np.where(there, log_p, log_q).mean(), rtol=1e-5)

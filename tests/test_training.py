@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from typing import cast
 
 import helpers
 import jax
@@ -19,8 +20,10 @@ from resnest_jax.tasks.classification import Classification
 from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.metrics import MetricsWriter, read_metrics
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
-from resnest_jax.training.programs import abstract_state
-from resnest_jax.training.state import create_state, make_train_step
+from resnest_jax.training.run import Run, TrainOptions
+from resnest_jax.training.state import abstract_state, create_state
+from resnest_jax.training.step import make_train_step
+from resnest_jax.training.task import Batches
 
 
 def tiny_task(**fields):
@@ -28,6 +31,18 @@ def tiny_task(**fields):
         "resnest14_fast_2s2x64d", num_classes=10, planes=(8, 8, 16, 16), stem_width=4
     )
     return Classification(model, 10, 32, **fields)
+
+
+OPTIONS = TrainOptions(
+    seed=0, total_steps=10, steps_per_epoch=5, batch_size=32, log_every=1, eval_every=5
+)
+
+
+def make_run(task, optimizer, mesh=None, **options):
+    """A run without data."""
+    options = OPTIONS._replace(**options)
+    fields = {"mesh": mesh} if mesh else {}
+    return Run(task, cast(Batches, None), optimizer, lambda step: 0.0, options, **fields)
 
 
 def random_batch(size, seed=0):
@@ -82,8 +97,7 @@ def test_loss_against_numpy():
     task = tiny_task(label_smoothing=0.1)
     batch = random_batch(8)
     variables = jax.jit(task.init)(jax.random.key(0))
-    params, stats = variables["params"], variables["batch_stats"]
-    loss, _ = jax.jit(task.loss_fn)(params, stats, batch, jax.random.key(0), 0.0)
+    loss, _ = jax.jit(task.loss)(variables, batch, jax.random.key(0), 0.0)
     mean = 255 * np.array([0.485, 0.456, 0.406])
     std = 255 * np.array([0.229, 0.224, 0.225])
     images = ((batch["image"] - mean) / std).astype(np.float32)
@@ -97,12 +111,11 @@ def test_loss_against_numpy():
     np.testing.assert_allclose(loss, -(targets * log_probabilities).sum(-1).mean(), rtol=1e-5)
 
 
-def test_evaluation_counts_masked_images_once():
+def test_evaluation_counts_valid_images_once():
     task = tiny_task()
     variables = jax.jit(task.init)(jax.random.key(0))
-    params, stats = variables["params"], variables["batch_stats"]
-    batch = random_batch(8) | {"mask": np.arange(8) < 5}
-    sums = jax.jit(task.eval_fn)(params, stats, batch)
+    batch = random_batch(8) | {"valid": np.arange(8) < 5}
+    sums = jax.jit(task.eval_step)(variables, batch).sums
     assert sums["count"] == 5
     logits = []
     task_model = lambda images: task.model.apply(variables, images)  # noqa: E731
@@ -127,7 +140,7 @@ def test_eight_devices_equal_one():
         mesh = jax.make_mesh((count,), ("data",), (AxisType.Auto,), devices=devices)
         state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-        step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=3, total_steps=2))
+        step = jax.jit(make_train_step(make_run(task, optimizer, mesh, seed=3, total_steps=2)))
         for seed in range(2):
             sharding = NamedSharding(mesh, PartitionSpec("data"))
             batch = jax.device_put(random_batch(32, seed), sharding)
@@ -140,9 +153,8 @@ def test_eight_devices_equal_one():
 def state_of(workdir, config):
     """The stored state as arrays."""
     run = recipe.build(config)
-    with runs._checkpoints(run, config, workdir) as checkpoints:
-        state = abstract_state(run.task, run.optimizer, run.plan)
-        return jax.device_get(checkpoints.restore(state)[0])
+    with runs.open_checkpoints(run, config, workdir) as checkpoints:
+        return jax.device_get(checkpoints.restore(abstract_state(run))[0])
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +229,7 @@ def test_other_groups_and_damaged_checkpoints_are_named(whole_run, tmp_path, cap
     progress = checkpoint / "progress" / "metadata"
     progress.write_text(json.dumps(json.loads(progress.read_text()) | {"groups": 3}))
     runs.train(helpers.tiny_config(), workdir)
-    assert "had the batch in 3 part(s), one a device, and now have" in capsys.readouterr().out
+    assert "had the batch in 3 part(s), one per device, and now have" in capsys.readouterr().out
     for path in checkpoint.rglob("d/*"):
         path.write_bytes(path.read_bytes()[:9])
     with pytest.raises(StorageError, match=r"checkpoints/12 cannot be read: .* goes on from"):
@@ -304,7 +316,7 @@ def test_bf16_trains():
     model = task.model.clone(dtype=jnp.bfloat16)
     task = Classification(model, 10, 32)
     optimizer = optax.sgd(0.05)
-    step = jax.jit(make_train_step(task.loss_fn, optimizer, seed=0, total_steps=10))
+    step = jax.jit(make_train_step(make_run(task, optimizer)))
     state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
     batch, losses = random_batch(16), []
     for _ in range(10):

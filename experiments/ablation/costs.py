@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.ablation.jobs import one_line, provenance
-from experiments.benchmark.ours import compile_program, training
+from experiments.benchmark.ours import compile_program, train_step
 from experiments.timing import random_variables, time_calls
 from resnest_jax import create_model
 from resnest_jax.models.costs import count_macs, count_parameters
@@ -75,7 +75,7 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
         }
         try:
             infer = compile_program(model.apply, random_variables(model, images), images)
-            train = training(model, images)["as trained"]
+            train = train_step(model, images)
             infer.call(), train.call()
         except jax.errors.JaxRuntimeError as error:  # memory, most likely
             print(f"costs: {cell} is left out of the timing: {one_line(error)}", flush=True)

@@ -2,15 +2,21 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from experiments.timing import random_variables
 from resnest_jax.models.folding import fold
-from resnest_jax.training.state import create_state, make_train_step
+from resnest_jax.tasks.classification import Classification
+from resnest_jax.training.optimizer import make_optimizer
+from resnest_jax.training.run import Run, TrainOptions
+from resnest_jax.training.state import create_state
+from resnest_jax.training.step import make_train_step
+from resnest_jax.training.task import Batches
+
+HEAD_ALONE = "^(?!head/)"  # freezes all but the head
 
 
 class Program(NamedTuple):
@@ -75,22 +81,39 @@ def folded(model, variables: dict, images: jax.Array) -> Program:
 
 
 def training(model, images: jax.Array) -> dict[str, Program]:
-    """The training step of Nesterov SGD, on the same batch again and again."""
-    labels = jnp.arange(images.shape[0]) % model.num_classes
+    """The trainer's step with Nesterov SGD, on the same batch again and again.
 
-    def loss_fn(params, batch_stats, batch, rng, progress):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["images"],
-            train=True,
-            progress=progress,
-            mutable=["batch_stats"],
-            rngs={"dropout": rng},
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        return losses.mean(), updates["batch_stats"]
+    Besides the whole network, with the head alone trained and frozen batch norms.
+    """
+    return {
+        "as trained": train_step(model, images),
+        "head alone": train_step(model.clone(norm="frozen"), images, freeze=HEAD_ALONE),
+    }
 
-    optimizer = optax.sgd(1e-3, 0.9, nesterov=True)
+
+def train_step(model, images: jax.Array, freeze: str = "") -> Program:
+    """The trainer's step; ``freeze`` is a regex of the parameters that are not trained."""
+    optimizer = make_optimizer(
+        lambda step: 1e-3,
+        name="sgd",
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.0,
+        freeze=freeze,
+    )
+    batch_size = len(images)
+    options = TrainOptions(
+        seed=0,
+        total_steps=1,
+        steps_per_epoch=1.0,
+        batch_size=batch_size,
+        log_every=1,
+        eval_every=1,
+        freeze=freeze,
+    )
+    task = Classification(model, model.num_classes, images.shape[1])
+    no_data = cast(Batches, None)  # which a step does not need
+    run = Run(task, no_data, optimizer, lambda step: 1e-3, options)
     state = create_state(random_variables(model, images), optimizer)
-    step = make_train_step(loss_fn, optimizer, seed=0, total_steps=1)
-    return {"as trained": compile_program(step, state, {"images": images, "labels": labels})}
+    batch = {"image": images, "label": jnp.arange(batch_size) % model.num_classes}
+    return compile_program(make_train_step(run), state, batch)

@@ -94,6 +94,16 @@ class ImageBatches:
         """What finds the records of this process's part of the batch of a step, from 0."""
         return train_keys(self._records, self._share, step=step, **self._order)
 
+    def train_specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+        """Return every shape of a global training batch, in the order of training."""
+        return tuple(
+            {
+                name: jax.ShapeDtypeStruct((self._share.batch_size, *leaf.shape), leaf.dtype)
+                for name, leaf in transform.spec.items()
+            }
+            for _, transform in self._transforms
+        )
+
     def eval(self) -> Batches:
         """One pass over the evaluation images."""
         return eval_batches(

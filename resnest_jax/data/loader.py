@@ -156,20 +156,20 @@ def eval_batches(
     step compiled for one shape serves all. The arguments are those of `train_batches`.
 
     Returns:
-      A generator as of `train_batches`, whose batches also hold "mask" bool (B,): False where the
+      A generator as of `train_batches`, whose batches also hold "valid" bool (B,): False where the
       element is filling, or an image that cannot be read.
 
     Raises:
       InputError: As `train_batches`.
     """
     padded = -(-len(images) // share.batch_size) * share.batch_size
-    elements = grain.MapDataset.range(padded).map(_MaskedElement(images, transform))
+    elements = grain.MapDataset.range(padded).map(_ValidElement(images, transform))
     return _read(_Pieces(elements, share), share, workers)
 
 
 @dataclasses.dataclass(frozen=True)
-class _MaskedElement(grain.transforms.Map):
-    """Index -> element with a mask; another image's, zeroed, where there is none."""
+class _ValidElement(grain.transforms.Map):
+    """Index -> element with ``valid``; another image's, zeroed, where there is none."""
 
     images: Images
     transform: grain.transforms.Map
@@ -179,7 +179,7 @@ class _MaskedElement(grain.transforms.Map):
         made = self.transform.map(found or self.images[0])
         if not found:
             made = {name: np.zeros_like(value) for name, value in made.items()}
-        return {**made, "mask": np.bool_(found is not None)}
+        return {**made, "valid": np.bool_(found is not None)}
 
 
 def _read(pieces: _Pieces, share: Share, workers: int) -> Batches:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import grain
+import jax
 import numpy as np
 
 from resnest_jax.data import augment, crops, operators
@@ -90,6 +91,12 @@ class TrainTransform(grain.transforms.RandomMap):
                 raise InputError(
                     f"augment.{name} must be in [0, {limit}], got {getattr(self, name)}"
                 )
+
+    @property
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of an element."""
+        image = jax.ShapeDtypeStruct((self.size, self.size, 3), np.uint8)
+        return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
 
     def random_map(self, element, rng):
         image = self._crop(self._apply_policy(element["image"], rng), rng)

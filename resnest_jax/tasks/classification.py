@@ -10,6 +10,8 @@ import optax
 
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.mixing import Mixing
+from resnest_jax.training.evaluation import Sums
+from resnest_jax.training.task import Aux, Batch, EvalOutput, Variables
 
 # Of ImageNet's training images, RGB in 0..255; published weights expect them.
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
@@ -46,7 +48,7 @@ class Classification:
     Attributes:
       model: a module from normalised images (B, H, W, 3) to logits (B, num_classes).
       image_size: side in pixels of the images it is initialised with.
-      loss: ``softmax`` cross-entropy, or ``sigmoid``: binary cross-entropy, mean over classes
+      loss_name: ``softmax`` cross-entropy, or ``sigmoid``: binary cross-entropy, mean over classes
         (arXiv 2110.00476).
       label_smoothing: mass taken from the true class.
       smooth_over: which classes get it, see ``smooth_targets``.
@@ -59,61 +61,66 @@ class Classification:
     model: nn.Module
     num_classes: int
     image_size: int
-    loss: str = "softmax"
+    loss_name: str = "softmax"
     label_smoothing: float = 0.0
     smooth_over: str = "all"
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
 
     best_metric = "eval_top1"
+    curves = {
+        "loss": {"loss": "train", "eval_loss": "eval"},
+        "accuracy (%)": {"eval_top1": "eval top-1", "eval_top5": "eval top-5"},
+    }
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise InputError(f"loss.name must be one of {LOSSES}; got {self.loss!r}")
+        if self.loss_name not in LOSSES:
+            raise InputError(f"loss.name must be one of {LOSSES}; got {self.loss_name!r}")
         if self.smooth_over not in SMOOTHINGS:
             raise InputError(f"loss.smooth_over must be one of {SMOOTHINGS}; {self.smooth_over=}")
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"loss.label_smoothing must be in [0, 1); got {self.label_smoothing}")
 
-    def init(self, rng: jax.Array) -> dict:
+    def init(self, rng: jax.Array) -> Variables:
         """Variables of the model."""
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         return self.model.init(rng, images)
 
-    def inputs(self, rng: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+    def inputs(self, rng: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """What the network is trained on: normalised images, and targets (B, num_classes)."""
         targets = smooth_targets(
             batch["label"], self.num_classes, self.label_smoothing, self.smooth_over
         )
         return self.mixing(rng, normalize(batch["image"]), targets)
 
-    def loss_fn(self, params, batch_stats, batch, rng, progress) -> tuple[jax.Array, dict]:
-        """Mean loss of a uint8 batch, and the new batch statistics."""
+    def loss(
+        self, variables: Variables, batch: Batch, rng: jax.Array, progress: jax.Array | float
+    ) -> tuple[jax.Array, Aux]:
+        """Mean loss of a batch: ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,)."""
         mixing_rng, dropout_rng = jax.random.split(rng)
         images, targets = self.inputs(mixing_rng, batch)
         logits, updates = self.model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            variables,
             images,
             train=True,
             progress=progress,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_rng},
         )
-        if self.loss == "sigmoid":
+        if self.loss_name == "sigmoid":
             if self.mixing.mixup or self.mixing.cutmix:
                 targets = jnp.where(targets > PRESENT, 1.0, targets)
             losses = optax.sigmoid_binary_cross_entropy(logits, targets)
         else:
             losses = optax.softmax_cross_entropy(logits, targets)
-        return losses.mean(), updates["batch_stats"]
+        return losses.mean(), Aux(updates["batch_stats"], {})
 
-    def eval_fn(self, params, batch_stats, batch) -> dict[str, jax.Array]:
-        """Sums over the images that the mask keeps: loss, top-1 and top-5 hits, count.
+    def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
+        """Sums over the valid images: loss, top-1 and top-5 hits, count.
 
-        The loss is the softmax cross-entropy, whichever trains the network.
+        The loss is the softmax cross-entropy, whichever loss trains the network.
         """
-        variables = {"params": params, "batch_stats": batch_stats}
         logits = self.model.apply(variables, normalize(batch["image"]))
-        labels, mask = batch["label"], batch["mask"]
+        labels, valid = batch["label"], batch["valid"]
         true_logits = jnp.take_along_axis(logits, labels[:, None], -1)
         # Ties count against the model, so that equal logits score nothing.
         rank = jnp.sum(logits >= true_logits, -1)  # 1 is first; 0 where the logits are NaN
@@ -121,6 +128,11 @@ class Classification:
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
             "top1": rank == 1,
             "top5": (rank >= 1) & (rank <= 5),
-            "count": jnp.ones_like(mask),
+            "count": jnp.ones_like(valid),
         }
-        return {name: jnp.sum(jnp.where(mask, value, 0)) for name, value in values.items()}
+        sums = {name: jnp.sum(jnp.where(valid, value, 0)) for name, value in values.items()}
+        return EvalOutput(sums)
+
+    def metric(self) -> Sums:
+        """Means of what ``eval_step`` sums."""
+        return Sums()

@@ -14,6 +14,12 @@ from resnest_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 
+# One replica writes each array. To let each write a part, Orbax would compile a slice for every
+# array: seconds at the first save, for nothing at the size of these networks.
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+)
+
 
 class Checkpoints:
     """A context manager: leaving it waits for the last write.
@@ -34,11 +40,6 @@ class Checkpoints:
                 get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
             ),
         ]
-        # One device writes what all have. To let each write a part, Orbax would compile a slice for
-        # every array: seconds at the first save, for nothing at the size of these networks.
-        ocp.type_handlers.register_type_handler(
-            jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-        )
         options = ocp.CheckpointManagerOptions(
             best_fn=metric,  # without it the metrics are not stored
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -55,19 +56,21 @@ class Checkpoints:
         with self._storage_errors() if stored else contextlib.suppress(Exception):
             self._manager.close()
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None, progress: dict) -> None:
-        """Begin to write the state at its step, with what an evaluation gave if there was one.
+    def save(self, state: TrainState, metrics: dict[str, float] | None, loop_state: dict) -> None:
+        """Begin to write the state at its step, with the figures of its evaluation, if any.
 
-        ``progress`` is JSON that ``restore`` gives back.
+        Args:
+          loop_state: JSON that ``restore`` gives back.
 
         Raises:
           StorageError: if this or the save before it failed.
         """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(loop_state)
         )
+        step = int(jax.device_get(state.step))
         with self._storage_errors():
-            self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def check(self) -> None:
         """Raise StorageError if writing in the background has failed."""
@@ -90,7 +93,7 @@ class Checkpoints:
         return self._manager.latest_step() is not None
 
     def restore(self, state: TrainState, which: str = "last") -> tuple[TrainState, dict]:
-        """The stored state, laid out like ``state``, and the progress saved with it.
+        """The stored state, laid out like ``state``, and the loop state saved with it.
 
         Args:
           state: as the stored one, abstract or not.

@@ -1,5 +1,6 @@
 """The curves of a run as a picture."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.figure
@@ -9,17 +10,18 @@ import optax
 from resnest_jax.training.metrics import read_metrics
 
 
-def plot_curves(workdir: Path) -> None:
-    """Draw DIR/metrics.jsonl as DIR/curves.png: loss, accuracy and learning rate by epoch."""
+def plot_curves(workdir: Path, panels: Mapping[str, Mapping[str, str]]) -> None:
+    """Draw DIR/metrics.jsonl as DIR/curves.png, by epoch.
+
+    Args:
+      panels: title -> metric -> label; a title with "%" shows fractions as percent.
+    """
     lines = read_metrics(workdir)
     # Not pyplot, whose global state and windows a library should leave alone.
-    figure = matplotlib.figure.Figure(figsize=(15, 4), layout="constrained")
-    panels = {
-        "loss": {"loss": "train", "eval_loss": "eval"},
-        "accuracy (%)": {"eval_top1": "eval top-1", "eval_top5": "eval top-5"},
-        "learning rate": {"learning_rate": "learning rate"},
-    }
-    for axes, (title, curves) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    panels = dict(panels) | {"learning rate": {"learning_rate": "learning rate"}}
+    figure = matplotlib.figure.Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    row = figure.subplots(1, len(panels))
+    for axes, (title, curves) in zip(row, panels.items(), strict=True):
         for key, label in curves.items():
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             scale = 100 if "%" in title else 1

@@ -64,8 +64,8 @@ class MetricsWriter:
             self._tensorboard.add_scalar(name, value, step)
 
 
-class Progress:
-    """Progress lines on the console: step, ETA and whatever is to be told."""
+class ProgressMeter:
+    """Progress lines on the console: step, ETA and given values."""
 
     def __init__(self, start_step: int, total_steps: int):
         self._start, self._total = start_step, total_steps

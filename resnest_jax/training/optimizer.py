@@ -1,5 +1,7 @@
 """Optimisers and schedule of the recipes: SGD of the paper, LAMB; decay of kernels only."""
 
+import re
+
 import jax
 import optax
 
@@ -87,3 +89,12 @@ def only_below(optimizer: optax.GradientTransformation, name: str) -> optax.Grad
 
     transforms = {"train": optimizer, "keep": optax.set_to_zero()}
     return optax.multi_transform(transforms, label)
+
+
+def trainable(params, freeze: str):
+    """Mask of the parameters whose path the regex does not match."""
+
+    def keep(path, _):
+        return not (freeze and re.search(freeze, "/".join(part.key for part in path)))
+
+    return jax.tree_util.tree_map_with_path(keep, params)

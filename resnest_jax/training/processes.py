@@ -7,10 +7,12 @@ import signal
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from resnest_jax.errors import InputError
+from resnest_jax.training.task import PyTree
 
 # Set by hand, one process each; a cluster manager's own variables are found without them.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -63,6 +65,27 @@ def main_first() -> Iterator[None]:
     finally:
         if is_main():
             _meet()
+
+
+def local(tree: PyTree) -> PyTree:
+    """NumPy arrays of this process's images from arrays (B, ...) that the mesh splits."""
+
+    def join(array: jax.Array) -> np.ndarray:
+        shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate(jax.device_get([shard.data for shard in shards]))
+
+    return jax.tree.map(join, tree)
+
+
+def gather_bytes(data: bytes) -> list[bytes]:
+    """The bytes of every process, in every process, by process index."""
+    if jax.process_count() == 1:
+        return [data]
+    lengths = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 _meetings = itertools.count()

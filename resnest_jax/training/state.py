@@ -1,4 +1,4 @@
-"""The state of a run and the pure step that advances it."""
+"""The state of a run: what it holds, how it lies on the devices, how it begins."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,16 +6,15 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnest_jax.errors import InputError
-
-PyTree = Any
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
-
-# loss_fn(params, batch_stats, batch, rng, progress) -> loss, new batch_stats
-LossFn = Callable[[PyTree, PyTree, Batch, jax.Array, jax.Array], tuple[jax.Array, PyTree]]
+from resnest_jax.training.mesh import replicated
+from resnest_jax.training.run import Run
+from resnest_jax.training.task import PyTree, Variables
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -31,13 +30,13 @@ class TrainState(flax.struct.PyTreeNode):
     ema: PyTree | None = None
 
     @property
-    def variables(self) -> dict:
+    def variables(self) -> dict[str, PyTree]:
         """What is evaluated: the moving average if there is one."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(
-    variables: PyTree, optimizer: optax.GradientTransformation, *, ema: bool = False
+    variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool = False
 ) -> TrainState:
     """The state before the first step."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
@@ -47,86 +46,90 @@ def create_state(
     )
 
 
-def make_train_step(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    total_steps: int,
-    *,
-    ema_decay: float = 0.0,
-    accumulate: int = 1,
-    shards: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """``train_step(state, batch) -> state, {"loss", "grad_norm"}``: pure, to be jitted.
+def state_sharding(state: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> Any:
+    """Shardings of a state, abstract or not: replicated, all of it or all but the optimiser's.
 
-    Its randomness follows from the seed and the step, so that a restored state needs no key. The
-    loss is told the progress of training, from 0 to 1 at ``total_steps``.
-
-    Args:
-      ema_decay: of the state's moving average, if it has one.
-      accumulate: parts of the batch that go through the network one after the other, their
-        gradients averaged: less memory, and batch statistics by part.
-      shards: devices that the batch is split over, so that every part takes from all of them.
-
-    Raises:
-      InputError: while tracing, if the batch does not split into ``accumulate * shards``.
+    The optimiser's arrays and the moving average are split (as in ZeRO, stage 1, arXiv
+    1910.02054) along their longest axis that the devices divide, if there is one.
     """
 
-    def gradients(state, batch, rng, progress):
-        """Loss, new batch statistics and gradient of the batch, part by part."""
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        if accumulate == 1:
-            return gradient(state.params, state.batch_stats, batch, rng, progress)
+    def split(leaf):
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
-        def add(carry, part):
-            batch_stats, total, grads = carry
-            index, images = part
-            (loss, batch_stats), new = gradient(
-                state.params, batch_stats, images, jax.random.fold_in(rng, index), progress
-            )
-            return (batch_stats, total + loss, jax.tree.map(jnp.add, grads, new)), None
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        parts = jnp.arange(accumulate), split_batch(batch, accumulate, shards)
-        # XLA:CPU runs convolutions inside of a loop far slower than outside of one.
-        unroll = jax.default_backend() == "cpu"
-        start = (state.batch_stats, jnp.zeros(()), zeros)
-        (batch_stats, total, grads), _ = jax.lax.scan(add, start, parts, unroll=unroll)
-        grads = jax.tree.map(lambda g: g / accumulate, grads)
-        return (total / accumulate, batch_stats), grads
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        progress = state.step / total_steps
-        (loss, batch_stats), grads = gradients(state, batch, rng, progress)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        ema = state.ema
-        if ema is not None:
-            # The first steps are not to be remembered for 1 / (1 - decay) of them.
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            new = {"params": params, "batch_stats": batch_stats}
-            ema = optax.incremental_update(new, ema, 1 - decay)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
-
-    return train_step
+    whole = jax.tree.map(lambda _: replicated(mesh), state)
+    if not shard_optimizer:
+        return whole
+    opt_state, ema = jax.tree.map(split, (state.opt_state, state.ema))
+    return whole.replace(opt_state=opt_state, ema=ema)
 
 
-def split_batch(batch: Batch, parts: int, shards: int) -> Batch:
-    """Arrays (B, ...) -> (parts, B / parts, ...), each part with as much of every shard.
+def abstract_state(run: Run) -> TrainState:
+    """Shapes, dtypes and shardings of the state."""
+    state = jax.eval_shape(_create(run), jax.random.key(0))
+    shardings = state_sharding(state, run.mesh, shard_optimizer=run.options.shard_optimizer)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+
+
+def initial_state(run: Run) -> TrainState:
+    """The state before the first step, created with its sharding, from new or loaded variables.
 
     Raises:
-      InputError: if ``parts * shards`` does not divide B.
+      InputError: if the loaded variables are not those of the task.
     """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
+    # Steps fold in 0, 1, ...: the last number is free for this.
+    rng = jax.random.fold_in(jax.random.key(run.options.seed), 2**31 - 1)
+    if run.pretrained is None:
+        return jax.jit(_create(run), out_shardings=shardings)(rng)
+    variables = complete_variables(run, run.pretrained(), rng)
 
-    def split(x):
-        if x.shape[0] % (parts * shards):
+    def create(variables: Variables) -> TrainState:
+        return create_state(variables, run.optimizer, ema=run.options.ema_decay > 0)
+
+    return jax.jit(create, out_shardings=shardings)(variables)
+
+
+def _create(run: Run) -> Callable[[jax.Array], TrainState]:
+    ema = run.options.ema_decay > 0
+    return lambda rng: create_state(run.task.init(rng), run.optimizer, ema=ema)
+
+
+def complete_variables(run: Run, loaded: Variables, rng: jax.Array) -> Variables:
+    """Loaded variables, completed with new ones for the modules that the run declares new.
+
+    Raises:
+      InputError: if names are missing or unknown, or a shape differs.
+    """
+    found = flatten_dict(dict(loaded))
+    wanted = flatten_dict(dict(jax.eval_shape(run.task.init, rng)))
+    new = {path for path in wanted if path[1] in run.new_modules}
+    problems = {
+        "missing": wanted.keys() - found.keys() - new,
+        "unknown": found.keys() - wanted.keys(),
+        "of another shape": {
+            path
+            for path in wanted.keys() & found.keys()
+            if np.shape(found[path]) != wanted[path].shape
+        },
+    }
+    for problem, paths in problems.items():
+        if paths:
+            names = sorted("/".join(path) for path in paths)
             raise InputError(
-                f"batch_size {x.shape[0]} must be a multiple of {shards} devices times "
-                f"{parts} accumulated parts"
+                f"pretrained.weights: {len(names)} variables are {problem}: "
+                f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; the weights must be "
+                "those of the same model and fields"
             )
-        x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1)
-        return x.reshape(parts, -1, *x.shape[3:])
-
-    return jax.tree.map(split, batch)
+    missing = [path for path in new if path not in found]
+    if missing:
+        made = flatten_dict(dict(jax.jit(run.task.init)(rng)))
+        found |= {path: made[path] for path in missing}
+    return unflatten_dict(found)

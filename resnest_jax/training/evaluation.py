@@ -1,0 +1,55 @@
+"""Evaluation: one pass over the evaluation images, and means of sums."""
+
+from collections.abc import Callable
+
+import jax
+
+from resnest_jax.training.mesh import batch_sharding, replicated, shard
+from resnest_jax.training.processes import local
+from resnest_jax.training.run import Run
+from resnest_jax.training.state import TrainState
+from resnest_jax.training.task import EvalOutput, HostBatch
+
+
+def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, float]]:
+    """``evaluate(state)``: the figures of the task's metric under names ``eval_...``."""
+    shardings = EvalOutput(replicated(run.mesh), batch_sharding(run.mesh))
+    eval_step = jax.jit(run.task.eval_step, out_shardings=shardings)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        # A moving average may be split over the devices.
+        variables = jax.device_put(state.variables, replicated(run.mesh))
+        metric = run.task.metric()
+
+        def read(output: EvalOutput, batch: HostBatch) -> None:
+            metric.update(EvalOutput(jax.device_get(output.sums), local(output.per_image)), batch)
+
+        pending = None
+        for batch in run.batches.eval():
+            output = eval_step(variables, shard(batch, run.mesh))
+            if pending:
+                read(*pending)  # one batch late, to keep the device busy
+            pending = output, batch
+        if pending:
+            read(*pending)
+        return {f"eval_{name}": value for name, value in metric.compute().items()}
+
+    return evaluate
+
+
+class Sums:
+    """The metric of tasks that add up: every sum divided by the sum named ``count``."""
+
+    def __init__(self):
+        self._sums: dict[str, float] = {}
+
+    def update(self, output: EvalOutput, batch: HostBatch) -> None:
+        """Add the sums of a batch."""
+        del batch
+        for name, value in output.sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def compute(self) -> dict[str, float]:
+        """Return the means."""
+        count = self._sums["count"]
+        return {name: value / count for name, value in self._sums.items() if name != "count"}

@@ -1,0 +1,58 @@
+"""A run: a task, its data, an optimiser and the options of the loop."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+from jax.sharding import Mesh
+
+from resnest_jax.training.mesh import make_mesh
+from resnest_jax.training.task import Batches, Task, Variables
+
+
+class TrainOptions(NamedTuple):
+    """Options of the training loop; lengths in steps.
+
+    Attributes:
+      save_every: save a checkpoint every N steps besides those of evaluations; 0: never.
+      ema_decay: decay of the moving average of the variables; 0: no average.
+      accumulate: parts of a batch that go through the network one after another.
+      shard_optimizer: split the optimiser's state over the devices.
+      norm_groups: parts of a batch with batch statistics of their own.
+      freeze: regex of the paths of parameters that are not trained; empty: none.
+    """
+
+    seed: int
+    total_steps: int
+    steps_per_epoch: float
+    batch_size: int
+    log_every: int
+    eval_every: int
+    save_every: int = 0
+    ema_decay: float = 0.0
+    accumulate: int = 1
+    shard_optimizer: bool = False
+    norm_groups: int = 1
+    freeze: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that training needs.
+
+    Attributes:
+      mesh: all devices of all processes along one axis.
+      pretrained: loads the variables to start from, without those of ``new_modules``; None: start
+        from new ones.
+      new_modules: top-level modules that are new even if the others are pretrained.
+    """
+
+    task: Task
+    batches: Batches
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    options: TrainOptions
+    mesh: Mesh = dataclasses.field(default_factory=make_mesh)
+    pretrained: Callable[[], Variables] | None = None
+    new_modules: tuple[str, ...] = ()

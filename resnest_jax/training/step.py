@@ -1,0 +1,130 @@
+"""The training step: a pure function of state and batch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnest_jax.errors import InputError
+from resnest_jax.training.mesh import replicated
+from resnest_jax.training.optimizer import trainable
+from resnest_jax.training.run import Run
+from resnest_jax.training.state import TrainState, abstract_state
+from resnest_jax.training.task import Aux, Batch, Metrics, PyTree
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def jit_train_step(run: Run) -> TrainStep:
+    """The training step, jitted; it donates the state."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
+    out = (shardings, replicated(run.mesh))
+    return jax.jit(make_train_step(run), out_shardings=out, donate_argnums=0)
+
+
+def make_train_step(run: Run) -> TrainStep:
+    """``train_step(state, batch) -> state, {"loss", "grad_norm", ...}``: pure, to be jitted.
+
+    Its randomness follows from the seed and the step, so that a restored state needs no key. The
+    metrics are those of the task's loss besides the two. With ``options.accumulate`` the parts of
+    a batch go through the network one after another and gradients, loss and metrics are their
+    means: less memory, and batch statistics per part.
+
+    Raises:
+      InputError: while tracing, if the batch does not split into ``accumulate`` parts of whole
+        shards.
+    """
+    options, optimizer = run.options, run.optimizer
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(options.seed), state.step)
+        progress = state.step / options.total_steps
+        (loss, aux), grads = _gradients(run, state, batch, rng, progress)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux.metrics}
+        ema = state.ema
+        if ema is not None:
+            # The first steps would otherwise weigh on the average for 1 / (1 - decay) steps.
+            decay = jnp.minimum(options.ema_decay, (1 + state.step) / (10 + state.step))
+            new = {"params": params, "batch_stats": aux.batch_stats}
+            ema = optax.incremental_update(new, ema, 1 - decay)
+        return TrainState(state.step + 1, params, aux.batch_stats, opt_state, ema), metrics
+
+    return train_step
+
+
+def _gradients(
+    run: Run, state: TrainState, batch: Batch, rng: jax.Array, progress: jax.Array
+) -> tuple[tuple[jax.Array, Aux], PyTree]:
+    """Loss, ``Aux`` and gradients of a batch, part by part; zeros for what is frozen."""
+    accumulate = run.options.accumulate
+    trained, merge, fill = _split_frozen(state.params, run.options.freeze)
+
+    def loss(trained, batch_stats, batch, rng):
+        variables = {"params": merge(trained), "batch_stats": batch_stats}
+        return run.task.loss(variables, batch, rng, progress)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        out, grads = gradient(trained, state.batch_stats, batch, rng)
+        return out, fill(grads)
+
+    def add(carry, part):
+        batch_stats, total, grads = carry
+        index, images = part
+        rng_part = jax.random.fold_in(rng, index)
+        (loss, aux), new = gradient(trained, batch_stats, images, rng_part)
+        return (aux.batch_stats, total + loss, jax.tree.map(jnp.add, grads, new)), aux.metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    parts = jnp.arange(accumulate), split_batch(batch, accumulate, run.mesh.size)
+    # XLA:CPU runs convolutions inside of a loop far slower than outside of one.
+    unroll = jax.default_backend() == "cpu"
+    start = (state.batch_stats, jnp.zeros(()), zeros)
+    (batch_stats, total, grads), metrics = jax.lax.scan(add, start, parts, unroll=unroll)
+    grads = jax.tree.map(lambda g: g / accumulate, grads)
+    aux = Aux(batch_stats, jax.tree.map(lambda x: x.mean(0), metrics))
+    return (total / accumulate, aux), fill(grads)
+
+
+def _split_frozen(params: PyTree, freeze: str) -> tuple[PyTree, Callable, Callable]:
+    """Parameters to differentiate, and functions that complete them and their gradients.
+
+    What is frozen is a constant of the loss: no gradient of it, or of anything below it, is
+    computed.
+    """
+    mask = trainable(params, freeze)
+
+    def complete(trained: PyTree, others: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda keep, new, other: new if keep else other,
+            mask,
+            trained,
+            others,
+            is_leaf=lambda x: x is None,
+        )
+
+    trained = jax.tree.map(lambda keep, p: p if keep else None, mask, params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return trained, lambda new: complete(new, params), lambda grads: complete(grads, zeros)
+
+
+def split_batch(batch: Batch, parts: int, shards: int) -> Batch:
+    """Arrays (B, ...) -> (parts, B / parts, ...), each part with as much of every shard.
+
+    Raises:
+      InputError: if ``parts * shards`` does not divide B.
+    """
+
+    def split(x):
+        if x.shape[0] % (parts * shards):
+            raise InputError(
+                f"batch_size {x.shape[0]} must be a multiple of {shards} devices times "
+                f"{parts} accumulated parts"
+            )
+        x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(parts, -1, *x.shape[3:])
+
+    return jax.tree.map(split, batch)

@@ -1,0 +1,120 @@
+"""Contracts: what training needs from a task and from its data."""
+
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+PyTree = Any
+Batch = dict[str, jax.Array]  # global arrays, the first axis B split over the mesh
+HostBatch = dict[str, np.ndarray]  # the part of this process; in evaluation with "valid" (B,) bool
+Metrics = dict[str, jax.Array]
+Variables = Mapping[str, PyTree]  # {"params", "batch_stats"}
+
+
+class Aux(NamedTuple):
+    """What a loss returns besides its value.
+
+    Attributes:
+      batch_stats: the new running statistics.
+      metrics: scalars to log besides ``loss`` and ``grad_norm``.
+    """
+
+    batch_stats: PyTree
+    metrics: Metrics
+
+
+class EvalOutput(NamedTuple):
+    """What an evaluation step returns for one batch.
+
+    Attributes:
+      sums: sums over the valid images of the global batch, the same on every device.
+      per_image: arrays (B, ...), split over the devices; each process reads its own images.
+    """
+
+    sums: Metrics
+    per_image: PyTree = None
+
+
+class Metric(Protocol):
+    """Collects the outputs of one evaluation on the host."""
+
+    def update(self, output: EvalOutput, batch: HostBatch) -> None:
+        """Add a batch.
+
+        Args:
+          output: NumPy arrays; ``per_image`` holds the images of this process.
+          batch: the part of this process; ``valid`` tells which images count.
+        """
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Return the figures, the same in every process."""
+        ...
+
+
+class Task(Protocol):
+    """A model with its loss and its evaluation.
+
+    Attributes:
+      best_metric: evaluation metric that selects the best checkpoint; higher is better.
+      curves: panel of ``curves.png`` -> metric in ``metrics.jsonl`` -> label.
+    """
+
+    @property
+    def best_metric(self) -> str: ...
+
+    @property
+    def curves(self) -> Mapping[str, Mapping[str, str]]: ...
+
+    def init(self, rng: jax.Array) -> Variables:
+        """Return new variables."""
+        ...
+
+    def loss(
+        self, variables: Variables, batch: Batch, rng: jax.Array, progress: jax.Array
+    ) -> tuple[jax.Array, Aux]:
+        """Return the mean loss of a batch.
+
+        Args:
+          progress: the part of training that is done, from 0 to 1.
+        """
+        ...
+
+    def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
+        """Evaluate a batch; images whose ``valid`` is false do not count."""
+        ...
+
+    def metric(self) -> Metric:
+        """Return a new metric, for one evaluation."""
+        ...
+
+
+class Batches(Protocol):
+    """The data of a run. Generators end their workers on ``close()``."""
+
+    @property
+    def num_train(self) -> int: ...
+
+    @property
+    def num_eval(self) -> int: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def train(self, start_step: int) -> Generator[HostBatch, None, None]:
+        """Yield training batches without end, from a step on."""
+        ...
+
+    def eval(self) -> Generator[HostBatch, None, None]:
+        """Yield every evaluation image once."""
+        ...
+
+    def train_keys(self, step: int) -> list[str]:
+        """Return the record keys of this process's part of the batch of a step, from 0."""
+        ...
+
+    def train_specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+        """Return every shape that a global training batch can have."""
+        ...
