@@ -19,7 +19,7 @@ from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.mesh import check_batch_size
 from resnest_jax.training.metrics import write_json
-from resnest_jax.training.optimizer import make_optimizer, make_schedule, only_below
+from resnest_jax.training.optimizer import make_optimizer, make_schedule
 from resnest_jax.training.processes import is_main, main_first
 from resnest_jax.training.run import Run, TrainOptions
 
@@ -166,19 +166,21 @@ def _task(config: ConfigDict, model_fields: dict, image_sizes) -> Classification
 
 def _optimizer(config: ConfigDict, steps_per_epoch: float):
     section = config.optimizer.to_dict()
+    warmup_epochs = section.pop("warmup_epochs")
+    if not 0 <= warmup_epochs < config.epochs:
+        raise InputError(
+            f"optimizer.warmup_epochs must be in [0, epochs = {config.epochs}); got {warmup_epochs}"
+        )
     schedule = make_schedule(
         base_learning_rate=section.pop("base_learning_rate"),
-        warmup_epochs=section.pop("warmup_epochs"),
-        epochs=config.epochs,
         batch_size=config.batch_size,
-        steps_per_epoch=steps_per_epoch,
+        total_steps=max(1, round(config.epochs * steps_per_epoch)),
+        warmup_steps=round(warmup_epochs * steps_per_epoch),
     )
     if not 0 <= section.pop("ema_decay") < 1:
         raise InputError(f"optimizer.ema_decay must be in [0, 1); got {config.optimizer.ema_decay}")
-    optimizer = make_optimizer(schedule, **section)
-    if config.pretrained.train == "head":
-        optimizer = only_below(optimizer, "head")
-    return optimizer, schedule
+    freeze = "^(?!head/)" if config.pretrained.train == "head" else ""
+    return make_optimizer(schedule, **section, freeze=freeze), schedule
 
 
 def _options(config: ConfigDict, steps_per_epoch: float, norm_groups: int) -> TrainOptions:

@@ -9,11 +9,12 @@ from test_training import make_run, random_batch, tiny_task
 
 from experiments.scaling import exchanges
 from resnest_jax.training.mesh import batch_sharding, shard
-from resnest_jax.training.optimizer import make_optimizer, only_below
+from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.state import abstract_state, create_state, initial_state
 from resnest_jax.training.step import jit_train_step, make_train_step
 
-SGD = make_optimizer(lambda step: 0.05, name="sgd", momentum=0.9, nesterov=True, weight_decay=1e-4)
+FIELDS = {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+SGD = make_optimizer(lambda step: 0.05, **FIELDS)
 
 
 def with_norm(task, **fields):
@@ -111,7 +112,7 @@ def test_moving_average_against_numpy():
 
 
 def test_only_the_head_trains():
-    optimizer = only_below(SGD, "head")
+    optimizer = make_optimizer(lambda step: 0.05, **FIELDS, freeze="^(?!head/)")
     task = with_norm(tiny_task(), norm="frozen")
     run = make_run(task, optimizer, freeze="^(?!head/)")
     before = jax.device_get(initial_state(run))

@@ -19,7 +19,7 @@ from resnest_jax.errors import DivergenceError, InputError, StorageError
 from resnest_jax.tasks.classification import Classification
 from resnest_jax.tasks.mixing import Mixing
 from resnest_jax.training.metrics import MetricsWriter, read_metrics
-from resnest_jax.training.optimizer import make_optimizer, make_schedule
+from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import abstract_state, create_state
 from resnest_jax.training.step import make_train_step
@@ -49,47 +49,6 @@ def random_batch(size, seed=0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (size, 32, 32, 3), np.uint8)
     return {"image": images, "label": rng.integers(0, 10, size).astype(np.int32)}
-
-
-def test_schedule():
-    """Linear from 0, cosine to 0, the peak scaled by the batch: the closed form."""
-    schedule = make_schedule(
-        base_learning_rate=0.1, warmup_epochs=5, epochs=20, batch_size=512, steps_per_epoch=10
-    )
-    for step in (0, 1, 25, 49, 50, 51, 120, 199, 200):
-        if step < 50:
-            expected = 0.2 * step / 50
-        else:
-            expected = 0.2 * (1 + math.cos(math.pi * (step - 50) / 150)) / 2
-        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-8)
-
-
-def test_optimizer_against_numpy():
-    """Three steps of Nesterov momentum with decay in the gradient, on kernels alone."""
-    rng = np.random.default_rng(0)
-    params = {
-        "conv": {"kernel": rng.standard_normal((3, 3, 2, 4)), "bias": rng.standard_normal(4)},
-        "bn": {"scale": rng.standard_normal(4), "bias": rng.standard_normal(4)},
-    }
-    params = jax.tree.map(np.float32, params)
-    optimizer = make_optimizer(
-        lambda step: 0.1 / (step + 1), name="sgd", momentum=0.9, nesterov=True, weight_decay=0.01
-    )
-    state, actual = optimizer.init(params), params
-    expected = jax.tree.map(np.float64, params)
-    momentum = jax.tree.map(np.zeros_like, expected)
-    for step in range(3):
-        grads = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
-        updates, state = optimizer.update(grads, state, actual)
-        actual = optax.apply_updates(actual, updates)
-        for layer, leaves in expected.items():
-            for name in leaves:
-                decay = 0.01 if name == "kernel" else 0.0
-                gradient = grads[layer][name] + decay * leaves[name]
-                momentum[layer][name] = 0.9 * momentum[layer][name] + gradient
-                step_size = 0.1 / (step + 1)
-                leaves[name] = leaves[name] - step_size * (gradient + 0.9 * momentum[layer][name])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), actual, expected)
 
 
 def test_loss_against_numpy():

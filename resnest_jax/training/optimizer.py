@@ -1,42 +1,118 @@
-"""Optimisers and schedule of the recipes: SGD of the paper, LAMB; decay of kernels only."""
+"""Optimisers and schedules of the recipes: SGD or LAMB; cosine, poly or steps.
 
+Which parameters decay, train or have another learning rate is said by regular expressions, searched
+in their paths: ``stage1_block1/conv1/kernel``, ``head/bias``.
+"""
+
+import functools
+import itertools
+import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from resnest_jax.errors import InputError
 
 OPTIMIZERS = ("sgd", "lamb")
+SCHEDULES = ("cosine", "poly", "steps")
+
+PyTree = Any
 
 
 def make_schedule(
     *,
+    kind: str = "cosine",
     base_learning_rate: float,
-    warmup_epochs: float,
-    epochs: float,
     batch_size: int,
-    steps_per_epoch: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    warmup_start: float = 0.0,
+    boundaries: Sequence[int] = (),
+    factor: float = 0.1,
+    power: float = 0.9,
 ) -> optax.Schedule:
-    """Learning rate by step: from 0 up to ``base_learning_rate * batch_size / 256``, cosine to 0.
+    """Make the learning rate by step, counted from 0.
 
-    Scaled here and not in a config, whose batch size may be overridden (paper, section 5.1).
+    It rises linearly from ``warmup_start`` times the rate to the rate, then falls to 0 by a cosine
+    or by ``(1 - t / T) ** power``, T from the end of the warm-up; or by ``factor`` at each step of
+    ``boundaries``, which may lie in the warm-up too.
+
+    Args:
+      kind: ``cosine``, ``poly`` or ``steps``.
+      base_learning_rate: of 256 images. Scaled to the batch here and not in a config, whose batch
+        size may be overridden (paper, section 5.1).
 
     Raises:
-      InputError: if the warm-up is not within the run or the rate is not positive.
+      InputError: if the kind is unknown, a number is out of range, or the warm-up or the
+        boundaries do not fit in the run.
     """
-    if base_learning_rate <= 0:
-        raise InputError(f"optimizer.base_learning_rate must be positive; got {base_learning_rate}")
-    if not 0 <= warmup_epochs < epochs:
-        raise InputError(
-            f"optimizer.warmup_epochs must be in [0, epochs = {epochs}); got {warmup_epochs}"
+    _check_schedule(kind, base_learning_rate, warmup_start, factor, power)
+    _check_steps(kind, total_steps, warmup_steps, boundaries)
+    rate = base_learning_rate * batch_size / 256
+    if kind == "cosine":
+        return optax.schedules.warmup_cosine_decay_schedule(
+            init_value=warmup_start * rate,
+            peak_value=rate,
+            warmup_steps=warmup_steps,
+            decay_steps=total_steps,
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=base_learning_rate * batch_size / 256,
-        warmup_steps=round(warmup_epochs * steps_per_epoch),
-        decay_steps=round(epochs * steps_per_epoch),
-    )
+    if kind == "poly":
+        fall = functools.partial(_poly, rate=rate, power=power, begin=warmup_steps, end=total_steps)
+    else:
+        drops = {int(boundary): factor for boundary in boundaries}
+        fall = optax.schedules.piecewise_constant_schedule(rate, drops)
+    if warmup_steps == 0:
+        return fall
+    return lambda step: _warm_up(step, warmup_start, warmup_steps) * fall(step)
+
+
+# Both by hand: with optax's, which subtract from 1 what is done, the run's last steps and a
+# warm-up's first ones are the difference of nearly equal numbers in float32.
+def _warm_up(step: jax.typing.ArrayLike, start: float, steps: int) -> jax.Array:
+    step = jnp.asarray(step)
+    return jnp.where(step < steps, start + (1 - start) * step / steps, 1.0)
+
+
+def _poly(
+    step: jax.typing.ArrayLike, *, rate: float, power: float, begin: int, end: int
+) -> jax.Array:
+    left = (end - jnp.asarray(step)) / (end - begin)
+    return rate * jnp.clip(left, 0, 1) ** power
+
+
+def _check_schedule(
+    kind: str, base_learning_rate: float, warmup_start: float, factor: float, power: float
+) -> None:
+    if kind not in SCHEDULES:
+        raise InputError(f"optimizer.schedule must be one of {SCHEDULES}; got {kind!r}")
+    positive = {"base_learning_rate": base_learning_rate, "factor": factor, "power": power}
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"optimizer.{name} must be positive and finite; got {value}")
+    if not 0 <= warmup_start <= 1:
+        raise InputError(f"optimizer.warmup_start must be in [0, 1]; got {warmup_start}")
+
+
+def _check_steps(kind: str, total_steps: int, warmup_steps: int, boundaries: Sequence[int]) -> None:
+    if not 0 <= warmup_steps < total_steps:
+        raise InputError(
+            f"optimizer.warmup_steps, or warmup_epochs in steps, must be in [0, {total_steps}), "
+            f"less than the steps of the run; got {warmup_steps}"
+        )
+    if (kind == "steps") != (len(boundaries) > 0):
+        raise InputError(
+            "optimizer.boundaries must be given with optimizer.schedule 'steps', and with no "
+            f"other; got {tuple(boundaries)} with {kind!r}"
+        )
+    if not all(a < b for a, b in itertools.pairwise((0, *boundaries, total_steps))):
+        raise InputError(
+            f"optimizer.boundaries must increase, after 0 and before {total_steps}, the steps of "
+            f"the run; got {tuple(boundaries)}"
+        )
 
 
 def make_optimizer(
@@ -46,55 +122,179 @@ def make_optimizer(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    decay: str = "kernel$",
+    freeze: str = "",
+    lr_mults: Sequence[tuple[str, float]] = (),
 ) -> optax.GradientTransformation:
-    """The optimiser ``sgd`` or ``lamb``, by name.
+    """Make the optimiser ``sgd`` or ``lamb``, by name.
 
     SGD adds the decay to the gradient before momentum: coupled, as the reference has it. LAMB
     (arXiv 1904.00962; ``momentum`` is its beta 1) clips the gradient to norm 1 and scales only
     what decays by the trust ratio, as in the recipes of arXiv 2110.00476.
 
+    What is not asked for is not in the chain: its state is part of the checkpoints.
+
+    Args:
+      decay: regular expression of the parameters that decay.
+      freeze: of those that neither gradient nor decay moves, which have no state; "" is none.
+      lr_mults: pairs of a regular expression and the factor of its parameters' learning rate. The
+        first that matches counts; where none does, the factor is 1.
+
     Raises:
-      InputError: if the name is unknown or a number is out of range.
+      InputError: if the name is unknown, a number is out of range or a regular expression is not
+        one; from ``init(params)``, if one matches no parameter or if all are frozen.
     """
+    _check_optimizer(name, momentum, nesterov, weight_decay)
+    decays, factors = _compile("decay", decay), _compile_factors(lr_mults)
+    mask = functools.partial(_matches, decays)
+    add_decay = optax.add_decayed_weights(weight_decay, mask=mask)
+    if name == "sgd":
+        parts = [add_decay, optax.sgd(schedule, momentum=momentum, nesterov=nesterov)]
+    else:
+        parts = [
+            optax.clip_by_global_norm(1.0),
+            optax.scale_by_adam(b1=momentum, b2=0.999, eps=1e-6),
+            add_decay,
+            optax.masked(optax.scale_by_trust_ratio(), mask),
+            optax.scale_by_learning_rate(schedule),
+        ]
+    if factors:
+        parts.append(_scale(factors))
+    optimizer = optax.chain(*parts)
+    if freeze:
+        _compile("freeze", freeze)
+        labels = functools.partial(_labels, freeze=freeze)
+        optimizer = optax.multi_transform({"train": optimizer, "keep": optax.set_to_zero()}, labels)
+
+    def init(params: PyTree) -> PyTree:
+        _check_params(params, decays, freeze, [pattern for pattern, _ in factors])
+        return optimizer.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, optimizer.update)
+
+
+def _check_optimizer(name: str, momentum: float, nesterov: bool, weight_decay: float) -> None:
     if name not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {OPTIMIZERS}; got {name!r}")
     if not 0 <= momentum < 1:
         raise InputError(f"optimizer.momentum must be in [0, 1); got {momentum}")
-    if weight_decay < 0:
-        raise InputError(f"optimizer.weight_decay must not be negative; got {weight_decay}")
-    decay = optax.add_decayed_weights(weight_decay, mask=kernels)
-    if name == "sgd":
-        return optax.chain(decay, optax.sgd(schedule, momentum=momentum, nesterov=nesterov))
-    if nesterov:
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(
+            f"optimizer.weight_decay must not be negative and must be finite; got {weight_decay}"
+        )
+    if name == "lamb" and nesterov:
         raise InputError("optimizer.nesterov must be False with optimizer.name 'lamb'")
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.scale_by_adam(b1=momentum, b2=0.999, eps=1e-6),
-        decay,
-        optax.masked(optax.scale_by_trust_ratio(), kernels),
-        optax.scale_by_learning_rate(schedule),
-    )
 
 
-def kernels(params) -> dict:
-    """Mask of what decays: convolution and dense kernels, no bias, no batch norm."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+def trainable(params: PyTree, freeze: str) -> PyTree:
+    """Say of each parameter whether it is trained, hence needs a gradient.
+
+    Args:
+      freeze: regular expression of those that are not; "" is none.
+
+    Raises:
+      InputError: if it is no regular expression.
+    """
+    if not freeze:
+        return jax.tree.map(lambda _: True, params)
+    matches = _matches(_compile("freeze", freeze), params)
+    return jax.tree.map(lambda match: not match, matches)
 
 
-def only_below(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
-    """An optimiser of the parameters below one name at the top alone."""
+def _labels(params: PyTree, freeze: str) -> PyTree:
+    """Label ``train`` or ``keep``, with one label for a whole subtree where its parameters agree.
 
-    def label(params):
-        return {key: "train" if key == name else "keep" for key in params}
+    Checkpoints depend on it: the state of a subtree that is kept is one empty node.
+    """
 
-    transforms = {"train": optimizer, "keep": optax.set_to_zero()}
-    return optax.multi_transform(transforms, label)
+    def collapse(tree: PyTree) -> PyTree:
+        if not isinstance(tree, dict):
+            return "train" if tree else "keep"
+        labels = {key: collapse(value) for key, value in tree.items()}
+        for label in ("train", "keep"):
+            if labels and all(value == label for value in labels.values()):
+                return label
+        return labels
+
+    return collapse(trainable(params, freeze))
 
 
-def trainable(params, freeze: str):
-    """Mask of the parameters whose path the regex does not match."""
+def _scale(factors: list[tuple[re.Pattern, float]]) -> optax.GradientTransformation:
+    """Multiply updates by the factor of the first pattern that their path matches."""
 
-    def keep(path, _):
-        return not (freeze and re.search(freeze, "/".join(part.key for part in path)))
+    def scale(path: tuple, update: jax.Array) -> jax.Array:
+        matches = (factor for pattern, factor in factors if pattern.search(_path(path)))
+        factor = next(matches, None)
+        return update if factor is None else factor * update
 
-    return jax.tree_util.tree_map_with_path(keep, params)
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
+
+
+def _matches(pattern: re.Pattern, params: PyTree) -> PyTree:
+    """Say of each parameter whether its path matches."""
+    return jax.tree.map_with_path(lambda path, _: bool(pattern.search(_path(path))), params)
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _compile(field: str, regex: str) -> re.Pattern:
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise InputError(
+            f"optimizer.{field} must be a regular expression; got {regex!r}: {error}"
+        ) from error
+    if not regex:
+        raise InputError(f"optimizer.{field} must be a regular expression, '.*' for all; got ''")
+    return pattern
+
+
+def _compile_factors(lr_mults: Sequence[tuple[str, float]]) -> list[tuple[re.Pattern, float]]:
+    factors = []
+    for pair in lr_mults:
+        match pair:
+            case [str(regex), int(factor) | float(factor)] if 0 < factor < math.inf:
+                factors.append((_compile("lr_mults", regex), factor))
+            case _:
+                raise InputError(
+                    "optimizer.lr_mults must be pairs of a regular expression and a factor, "
+                    f"positive and finite, such as (('^head/', 10.0),); got {pair!r}"
+                )
+    return factors
+
+
+def _check_params(
+    params: PyTree, decays: re.Pattern, freeze: str, scaled: list[re.Pattern]
+) -> None:
+    """Raise InputError if a regular expression matches no parameter, or all are frozen."""
+    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(params)]
+    _check_matches("decay", [decays], paths)
+    _check_matches("lr_mults", scaled, paths)
+    if freeze:
+        _check_matches("freeze", [re.compile(freeze)], paths)
+    if not any(jax.tree.leaves(trainable(params, freeze))):
+        raise InputError(
+            f"optimizer.freeze {freeze!r} matches every parameter and leaves none to train; there "
+            f"are {_examples(paths)}"
+        )
+
+
+def _check_matches(field: str, patterns: list[re.Pattern], paths: list[str]) -> None:
+    """Raise InputError unless each pattern has a path that none before it matches."""
+    left = paths
+    for pattern in patterns:
+        rest = [path for path in left if not pattern.search(path)]
+        if len(rest) == len(left):
+            which = "no parameter" if left == paths else "no parameter that none before it matches"
+            raise InputError(
+                f"optimizer.{field} {pattern.pattern!r} matches {which}; there are "
+                f"{_examples(paths)}"
+            )
+        left = rest
+
+
+def _examples(paths: list[str]) -> str:
+    """A few of the paths, from first to last."""
+    return ", ".join(paths[:: max(1, len(paths) // 4)])
