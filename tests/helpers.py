@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import socket
 
 from ml_collections import ConfigDict
 
@@ -11,6 +12,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 def xla_flags(devices: int) -> str:
     """That many virtual devices, and programs that are quick to compile rather than to run."""
     return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+
+
+def process_variables(count: int) -> list[dict[str, str]]:
+    """Environment variables of each process of a run on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+        for index in range(count)
+    ]
 
 
 # Ten classes and few parameters: a step takes milliseconds, compiling it a few seconds.

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,16 +25,8 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 def start_pair(workdir, *args):
     """Two processes of one run on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = []
-    for index in range(2):
-        variables = {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(index),
-        }
+    for index, variables in enumerate(helpers.process_variables(count=2)):
         log = workdir.with_name(f"{workdir.name}.{index}.log").open("a")
         processes.append(
             subprocess.Popen(
