@@ -17,11 +17,11 @@ import matplotlib.figure
 import numpy as np
 from absl import flags
 
-from resnest_jax import commands, recipe
+from resnest_jax import cli, recipe
 from resnest_jax.errors import InputError
 from resnest_jax.files import replace_file
 from resnest_jax.models.resnest import ResNeSt, stage_of
-from resnest_jax.tasks.classification import normalize
+from resnest_jax.tasks.classification.task import normalize
 from resnest_jax.training.checkpoints import latest_folder, restore_variables
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
@@ -218,4 +218,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -19,11 +19,11 @@ from pathlib import Path
 from absl import flags
 
 from experiments.photos import write_photos
-from resnest_jax import commands
+from resnest_jax import cli
 from resnest_jax.data.images import Images
 from resnest_jax.data.loader import Share, train_batches
-from resnest_jax.data.sources import open_dataset
-from resnest_jax.data.transforms import TrainTransform
+from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.tasks.classification.transforms import TrainTransform
 
 IMAGES = flags.DEFINE_integer("images", 1000, "Images that a round reads.", lower_bound=64)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds that are timed.", lower_bound=1)
@@ -118,4 +118,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

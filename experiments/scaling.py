@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnest_jax import commands, recipe
+from resnest_jax import cli, recipe
 from resnest_jax.dry_run import abstract_batch, compile_step
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
@@ -101,4 +101,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

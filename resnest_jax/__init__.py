@@ -1,11 +1,11 @@
 """ResNeSt (Split-Attention Networks) in JAX and Flax."""
 
 from resnest_jax.models.folding import fold
+from resnest_jax.models.layers.split_attention import SplitAttention
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.models.split_attention import SplitAttention
-from resnest_jax.models.torch_names import from_torch, to_torch
 from resnest_jax.models.zoo import create_model, list_models
-from resnest_jax.pretrained import load_pretrained, save_weights
+from resnest_jax.weights.pretrained import load_pretrained, save_weights
+from resnest_jax.weights.torch_names import from_torch, to_torch
 
 __all__ = [
     "ResNeSt",

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from resnest_jax import commands
+from resnest_jax import cli
 from resnest_jax.errors import InputError
-from resnest_jax.models.torch_names import from_torch
 from resnest_jax.models.zoo import create_model
-from resnest_jax.pretrained import SUFFIXES, read_weights, save_directory, save_weights
+from resnest_jax.weights.pretrained import SUFFIXES, read_weights, save_directory, save_weights
+from resnest_jax.weights.torch_names import from_torch
 
 MODEL = flags.DEFINE_string("model", None, "Name of the model; a directory knows its own.")
 INPUT = flags.DEFINE_string("input", None, "File of weights, or directory of a run or of weights.")
@@ -60,4 +60,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -17,9 +17,9 @@ from resnest_jax import recipe
 from resnest_jax.errors import InputError
 from resnest_jax.runs import parameter_table
 from resnest_jax.training.curves import plot_schedule
+from resnest_jax.training.distributed import is_main
 from resnest_jax.training.mesh import batch_sharding, shard
-from resnest_jax.training.metrics import write_json
-from resnest_jax.training.processes import is_main
+from resnest_jax.training.metric_writer import write_json
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from absl import flags
 
-from resnest_jax import commands, runs
-from resnest_jax.training import processes
+from resnest_jax import cli, runs
+from resnest_jax.training import distributed
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Which one: last, best or a step.")
@@ -15,11 +15,11 @@ flags.mark_flags_as_required(["workdir"])
 
 def main(_: list[str]) -> None:
     """Evaluate what the flags name."""
-    processes.start()
+    distributed.start()
     results = runs.evaluate(Path(WORKDIR.value).expanduser(), CHECKPOINT.value)
-    if processes.is_main():
+    if distributed.is_main():
         print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

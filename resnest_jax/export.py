@@ -27,13 +27,13 @@ import jax.export
 import jax.numpy as jnp
 from absl import flags
 
-from resnest_jax import commands
+from resnest_jax import cli
 from resnest_jax.errors import InputError
 from resnest_jax.files import replace_file
 from resnest_jax.models.folding import fold
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
-from resnest_jax.pretrained import load_pretrained
-from resnest_jax.tasks.classification import normalize
+from resnest_jax.tasks.classification.task import normalize
+from resnest_jax.weights.pretrained import load_pretrained
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 SUFFIX = ".stablehlo"
@@ -106,4 +106,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -2,7 +2,8 @@
 
 from absl import flags
 
-from resnest_jax import commands, prediction
+from resnest_jax import cli
+from resnest_jax.tasks.classification import predict
 
 MODEL = flags.DEFINE_string(
     "model", None, "The model's name; a directory of weights knows its own."
@@ -25,7 +26,7 @@ EXPLAIN = flags.DEFINE_string(
 
 def main(argv: list[str]) -> int:
     """Predict what the flags and arguments name."""
-    return prediction.run(
+    return predict.run(
         argv[1:],
         name=MODEL.value,
         weights=WEIGHTS.value,
@@ -35,4 +36,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main, arguments=True)
+    cli.run(main, arguments=True)

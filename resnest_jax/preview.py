@@ -1,58 +1,36 @@
-"""Pictures of batches as the network sees them."""
+"""See what the network sees.
 
-import math
+    python -m resnest_jax.preview --config=configs/imagenet.py:resnest50 --preview=OUT.png
+
+A picture of a batch after all augmentation and mixing, with the classes it is trained towards.
+"""
+
 from pathlib import Path
 
 import jax
-import matplotlib.figure
-import numpy as np
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import config_flags
 
-from resnest_jax import recipe
-from resnest_jax.errors import InputError
-from resnest_jax.tasks.classification import MEAN, STD
+from resnest_jax import cli
+from resnest_jax.tasks.classification import draw
+from resnest_jax.training import distributed
 
-COLUMNS = 8
-SHOWN_WEIGHT = 0.02  # of a target; smoothing spreads less over each class
-
-
-def draw_batch(config: ConfigDict, path: Path, split: str, count: int, step: int) -> None:
-    """Draw a batch of the recipe, ``train`` (augmented and mixed) or ``eval``, as a PNG.
-
-    Args:
-      config: the recipe.
-      count: the images shown, the first of the batch; mixed among themselves, if at all.
-      step: of training, from 0.
-
-    Raises:
-      InputError: if the config or the data is not usable, or the picture cannot be written.
-    """
-    config = config.copy_and_resolve_references()
-    first = step * config.batch_size // count  # counted in batches of the picture's size
-    config.batch_size, config.parallel.accumulate = count, 1
-    run = recipe.build(config)
-    batch = next(run.batches.train(first) if split == "train" else run.batches.eval())
-    if split == "train":
-        rng = jax.random.fold_in(jax.random.key(config.seed), step)
-        images, targets = run.task.inputs(jax.random.split(rng)[0], batch)
-        images = np.asarray(images) * STD + MEAN
-    else:
-        images, targets = batch["image"], np.eye(run.task.num_classes)[batch["label"]]
-    rows = math.ceil(count / COLUMNS)
-    figure = matplotlib.figure.Figure(figsize=(2 * COLUMNS, 2.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, image, target in zip(panels, images, np.asarray(targets), strict=False):
-        axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
-        axes.set_title(_label(target, run.batches.class_names), fontsize=7)
-    try:
-        figure.savefig(path, dpi=100, format="png")
-    except OSError as error:
-        raise InputError(f"preview {path} cannot be written: {error.strerror}") from None
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+PREVIEW = flags.DEFINE_string("preview", None, "The picture to write, PNG.")
+SPLIT = flags.DEFINE_enum("split", "train", ["train", "eval"], "Which images.")
+COUNT = flags.DEFINE_integer("count", 32, "How many of them.", lower_bound=2, upper_bound=256)
+STEP = flags.DEFINE_integer("step", 0, "The training step whose batch to draw.", lower_bound=0)
+flags.mark_flags_as_required(["config", "preview"])
 
 
-def _label(target: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """The classes of a target with their weights, the larger first."""
-    order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:2]
-    return "\n".join(f"{target[i]:.2f} {class_names[i]}" for i in order)
+def main(_: list[str]) -> None:
+    """Draw what the flags name."""
+    distributed.start()
+    path = Path(PREVIEW.value).expanduser()
+    draw.draw_batch(CONFIG.value, path, SPLIT.value, COUNT.value, STEP.value)
+    print(path)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # a picture is no work for an accelerator
+    cli.run(main)

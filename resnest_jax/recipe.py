@@ -9,19 +9,19 @@ import jax
 from ml_collections import ConfigDict
 
 from resnest_jax.data.batches import ImageBatches
-from resnest_jax.data.sources import open_dataset
+from resnest_jax.data.sources.records import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
-from resnest_jax.pretrained import load_pretrained
-from resnest_jax.tasks.classification import Classification
-from resnest_jax.tasks.mixing import Mixing
+from resnest_jax.tasks.classification.mixing import Mixing
+from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.checkpoints import latest_step
+from resnest_jax.training.distributed import is_main, main_first
 from resnest_jax.training.mesh import check_batch_size
-from resnest_jax.training.metrics import write_json
+from resnest_jax.training.metric_writer import write_json
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
-from resnest_jax.training.processes import is_main, main_first
 from resnest_jax.training.run import Run, TrainOptions
+from resnest_jax.weights.pretrained import load_pretrained
 
 # Keys of every recipe; those with a tuple are sections of these keys (None: any).
 KEYS: dict[str, tuple[str, ...] | None] = {

@@ -10,10 +10,10 @@ from resnest_jax import recipe
 from resnest_jax.errors import StorageError
 from resnest_jax.training.checkpoints import Checkpoints, latest_folder
 from resnest_jax.training.curves import plot_curves
+from resnest_jax.training.distributed import is_main
 from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.loop import fit
-from resnest_jax.training.metrics import write_json
-from resnest_jax.training.processes import is_main
+from resnest_jax.training.metric_writer import write_json
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from resnest_jax import commands, dry_run, runs
-from resnest_jax.training import processes
+from resnest_jax import cli, dry_run, runs
+from resnest_jax.training import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
@@ -21,15 +21,15 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_: list[str]) -> None:
     """Train what the flags name."""
-    processes.start()
+    distributed.start()
     workdir = Path(WORKDIR.value).expanduser()
     if DRY_RUN.value:
         dry_run.dry_run(CONFIG.value, workdir)
         return
     summary = runs.train(CONFIG.value, workdir)
-    if processes.is_main():
+    if distributed.is_main():
         print(json.dumps(summary, indent=2))
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

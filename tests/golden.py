@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import resnest_jax
-from resnest_jax.models.torch_names import COUNTER
+from resnest_jax.weights.torch_names import COUNTER
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 FILE = np.load(FOLDER / "official.npz")

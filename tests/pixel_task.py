@@ -2,7 +2,7 @@
 
     python tests/pixel_task.py WORKDIR
 
-trains it in this process, or in several as ``processes.start`` finds them.
+trains it in this process, or in several as ``distributed.start`` finds them.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.training import processes
+from resnest_jax.training import distributed
 from resnest_jax.training.checkpoints import Checkpoints
 from resnest_jax.training.loop import fit
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
@@ -84,7 +84,7 @@ class BrightPixels:
 
     def compute(self):
         everyone = {}
-        for part in processes.gather_bytes(json.dumps(self._bright).encode()):
+        for part in distributed.gather_bytes(json.dumps(self._bright).encode()):
             everyone |= json.loads(part)
         assert len(everyone) == self._images == NUM_EVAL
         values = [value for index in sorted(everyone) for value in everyone[index]]
@@ -171,5 +171,5 @@ def train(workdir: pathlib.Path) -> dict:
 
 
 if __name__ == "__main__":
-    processes.start()
+    distributed.start()
     train(pathlib.Path(sys.argv[1]))

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_image
 
-from resnest_jax.data import augment, crops, operators
-from resnest_jax.data.transforms import EvalTransform, TrainTransform
+from resnest_jax.data import augment, autoaugment, crops
 from resnest_jax.errors import InputError
+from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 
 PHOTO = load_sample_image("china.jpg")[:200, :260]  # (200, 260, 3)
 
@@ -51,7 +51,7 @@ POINTWISE = {
 @pytest.mark.parametrize("name", POINTWISE)
 @pytest.mark.parametrize("strength", [0.0, 1 / 3, 1.0])
 def test_pointwise_operator_is_its_formula(name, strength):
-    actual = operators.OPERATORS[name](Image.fromarray(PHOTO), strength, Fixed(0.0))
+    actual = autoaugment.OPERATORS[name](Image.fromarray(PHOTO), strength, Fixed(0.0))
     np.testing.assert_allclose(np.asarray(actual), POINTWISE[name](strength), atol=1.5)
 
 
@@ -75,7 +75,7 @@ def test_geometric_operators_move_pixels_where_they_say(sign, draw):
         ),
     }
     for name, (from_x, from_y) in sources.items():
-        moved = np.asarray(operators.OPERATORS[name](ramp, strength, rng), np.float64)
+        moved = np.asarray(autoaugment.OPERATORS[name](ramp, strength, rng), np.float64)
         inside = (from_x > 0) & (from_x < width - 1) & (from_y > 0) & (from_y < height - 1)
         assert 0.5 < inside.mean() < 0.97, name
         np.testing.assert_allclose(moved[inside][:, 0], 2 * from_y[inside], atol=1.01, err_msg=name)
@@ -86,18 +86,18 @@ def test_geometric_operators_move_pixels_where_they_say(sign, draw):
 
 def test_equalize_flattens_the_histogram_and_sharpness_is_pillows():
     picture = Image.fromarray(PHOTO)
-    equal = np.asarray(operators.OPERATORS["equalize"](picture, 0.3, Fixed(0.0)))
+    equal = np.asarray(autoaugment.OPERATORS["equalize"](picture, 0.3, Fixed(0.0)))
     assert equal.tobytes() == np.asarray(ImageOps.equalize(picture)).tobytes()
     shares = [np.mean(equal <= level) for level in (63, 127, 191)]
     np.testing.assert_allclose(shares, [0.25, 0.5, 0.75], atol=0.04)
-    sharp = operators.OPERATORS["sharpness"](picture, 0.5, Fixed(0.0))
+    sharp = autoaugment.OPERATORS["sharpness"](picture, 0.5, Fixed(0.0))
     smooth = np.asarray(picture.filter(ImageFilter.SMOOTH), np.float64)
     np.testing.assert_allclose(np.asarray(sharp), blended(smooth, 1.45), atol=1.01)
 
 
 def test_strength_zero_changes_nothing_but_where_there_is_none():
     picture = Image.fromarray(PHOTO)
-    for name, operator in operators.OPERATORS.items():
+    for name, operator in autoaugment.OPERATORS.items():
         if name not in ("auto_contrast", "equalize", "invert", "sharpness"):
             changed = operator(picture, 0.0, np.random.default_rng(0))
             assert not ImageChops.difference(picture, changed).getbbox(), name
@@ -105,21 +105,21 @@ def test_strength_zero_changes_nothing_but_where_there_is_none():
 
 def test_policies_apply_operators_of_their_table(monkeypatch):
     """Which, how often and how strongly: by counting calls."""
-    assert len(operators.IMAGENET_POLICY) == 25
+    assert len(autoaugment.IMAGENET_POLICY) == 25
     calls = []
-    for name in operators.OPERATORS:
+    for name in autoaugment.OPERATORS:
 
         def note(image, strength, rng, name=name):
             calls.append((name, strength))
             return image
 
-        monkeypatch.setitem(operators.OPERATORS, name, note)
+        monkeypatch.setitem(autoaugment.OPERATORS, name, note)
     rng = np.random.default_rng(0)
     draws = 5000
     for _ in range(draws):
-        operators.auto_augment(PHOTO, rng)
+        autoaugment.auto_augment(PHOTO, rng)
     expected = {}
-    for pair in operators.IMAGENET_POLICY:
+    for pair in autoaugment.IMAGENET_POLICY:
         for name, probability, level in pair:
             key = name, level / 9
             expected[key] = expected.get(key, 0) + probability * draws / 25
@@ -130,9 +130,9 @@ def test_policies_apply_operators_of_their_table(monkeypatch):
 
     calls.clear()
     for _ in range(700):
-        operators.rand_augment(PHOTO, rng, 2, 12)
+        autoaugment.rand_augment(PHOTO, rng, 2, 12)
     assert len(calls) == 1400 and {strength for _, strength in calls} == {12 / 30}
-    counts = [sum(name == called for called, _ in calls) for name in operators.OPERATORS]
+    counts = [sum(name == called for called, _ in calls) for name in autoaugment.OPERATORS]
     assert min(counts) > 60 and max(counts) < 145  # 100 of each
 
 

@@ -185,8 +185,7 @@ def stored_arrays(workdir):
 
 def test_what_was_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
     code = (
-        "import jax; from resnest_jax import commands; "
-        "commands.run(lambda _: print(jax.jit(abs)(-1)))"
+        "import jax; from resnest_jax import commands; cli.run(lambda _: print(jax.jit(abs)(-1)))"
     )
     for home, chosen, expected in (
         (tmp_path / "cache", None, tmp_path / "cache" / "resnest_jax"),
@@ -214,7 +213,7 @@ def test_memory_of_a_program_is_kept_from_call_to_call():
         pytest.skip("JAX has an accelerator")
     code = """
 import jax, jax.numpy as jnp, resource
-from resnest_jax import commands
+from resnest_jax import cli
 
 def main(_):
     call = jax.jit(lambda x: jnp.sort(jnp.sin(x))[::-1].cumsum()[-1])
@@ -224,7 +223,7 @@ def main(_):
         call(x).block_until_ready()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-commands.run(main)
+cli.run(main)
 """
     variables = os.environ | {"XLA_FLAGS": ""}
     result = subprocess.run(

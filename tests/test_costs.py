@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 import resnest_jax
 from resnest_jax.errors import InputError
 from resnest_jax.models import zoo
-from resnest_jax.models.convolution import Conv
 from resnest_jax.models.costs import count_macs, count_parameters
+from resnest_jax.models.layers.convolution import Conv
 
 FAST = [name for name in zoo.MODELS if "_fast_" in name]
 ODD = "resnest50_fast_4s2x40d"  # printed 4.41

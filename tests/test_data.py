@@ -23,9 +23,9 @@ from resnest_jax.data.batches import ImageBatches
 from resnest_jax.data.crops import resize_and_center_crop
 from resnest_jax.data.images import Images, decode
 from resnest_jax.data.loader import Share, eval_batches, train_batches, train_keys
-from resnest_jax.data.sources import Dataset, open_dataset
-from resnest_jax.data.transforms import EvalTransform, TrainTransform
+from resnest_jax.data.sources.records import Dataset, open_dataset
 from resnest_jax.errors import InputError
+from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 
 
 def encode(array, mode=None, file_format="PNG", **kwargs):
@@ -147,7 +147,7 @@ def test_digits_are_those_of_sklearn_in_a_stratified_fifth(data_dir):
 
 
 def test_tfds_directory_comes_from_the_environment(tmp_path):
-    code = "from resnest_jax.data.sources import open_dataset; open_dataset('sklearn_digits:1.0.0')"
+    code = "from resnest_jax.data.sources.records import open_dataset as o; o('sklearn_digits')"
     environment = {**os.environ, "TFDS_DATA_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
     assert (tmp_path / "sklearn_digits" / "1.0.0" / "dataset_info.json").is_file()
@@ -681,8 +681,8 @@ _LOADING_SCRIPT = """
 import time
 from resnest_jax.data.images import Images
 from resnest_jax.data.loader import Share, train_batches
-from resnest_jax.data.sources import open_dataset
-from resnest_jax.data.transforms import TrainTransform
+from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.tasks.classification.transforms import TrainTransform
 
 if __name__ == "__main__":
     images = Images(open_dataset("folder:FOLDER").train)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from test_commands import QUICK, assert_one_line, run
 
-from resnest_jax import dry_run, preview, recipe
+from resnest_jax import dry_run, recipe
 from resnest_jax.errors import InputError
+from resnest_jax.tasks.classification import draw
 
 
 def test_dry_run_reports_and_leaves_no_run(tmp_path):
@@ -76,7 +77,7 @@ def test_memory_of_the_state_is_what_its_arrays_take(tmp_path):
 def test_preview_shows_the_batch(split, tmp_path):
     config = helpers.tiny_config(mix__mixup=0.0)
     path = tmp_path / "batch.png"
-    preview.draw_batch(config, path, split, count=16, step=3)
+    draw.draw_batch(config, path, split, count=16, step=3)
     picture = matplotlib.image.imread(path)
     assert picture.shape[0] == 480 and picture.shape[1] == 1600
     # Digits are grey on black: two rows of eight dark squares on a white page.
@@ -86,11 +87,11 @@ def test_preview_shows_the_batch(split, tmp_path):
 
 def test_preview_that_cannot_be_written_says_so(tmp_path):
     with pytest.raises(InputError, match=r"preview .*nowhere.* cannot be written: No such file"):
-        preview.draw_batch(helpers.tiny_config(), tmp_path / "nowhere" / "a.png", "eval", 8, 0)
+        draw.draw_batch(helpers.tiny_config(), tmp_path / "nowhere" / "a.png", "eval", 8, 0)
 
 
 def test_preview_and_prepare_commands(tmp_path):
-    shown = run("data", "--config=configs/digits.py", f"--preview={tmp_path}/a.png", "--count=8")
+    shown = run("preview", "--config=configs/digits.py", f"--preview={tmp_path}/a.png", "--count=8")
     assert shown.returncode == 0 and (tmp_path / "a.png").exists(), shown.stderr
     prepared = run("prepare", "--dataset=sklearn_digits", f"--data_dir={tmp_path}/tfds")
     assert "1437 images to train on, 360 to evaluate, 10 classes" in prepared.stdout

@@ -14,7 +14,7 @@ import pytest
 import resnest_jax
 from resnest_jax import export as export_module
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.classification import normalize
+from resnest_jax.tasks.classification.task import normalize
 
 SIZE = 64
 # Stage 1 has a block with a projected shortcut and one without; every model repeats these two.

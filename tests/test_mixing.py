@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.mixing import Mixing, random_boxes
+from resnest_jax.tasks.classification.mixing import Mixing, random_boxes
 
 
 def test_mixup_of_a_batch():

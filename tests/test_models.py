@@ -14,8 +14,8 @@ import resnest_jax
 from resnest_jax.errors import InputError
 from resnest_jax.models import __main__ as models_command
 from resnest_jax.models import zoo
-from resnest_jax.models.normalization import BatchNorm
-from resnest_jax.models.regularization import DropBlock, drop_path
+from resnest_jax.models.layers.normalization import BatchNorm
+from resnest_jax.models.layers.regularization import DropBlock, drop_path
 
 
 def init_shapes(model, size=64):

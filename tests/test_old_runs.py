@@ -10,7 +10,7 @@ import pytest
 
 import resnest_jax
 from resnest_jax import runs
-from resnest_jax.training.metrics import read_metrics
+from resnest_jax.training.metric_writer import read_metrics
 
 RUNS = ["run_v0", "run_v0_head"]
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnest_jax.models.pooling import average_pool, max_pool, shortcut_pool
+from resnest_jax.models.layers.pooling import average_pool, max_pool, shortcut_pool
 
 
 def _draw(rng, shape):

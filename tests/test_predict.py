@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 import resnest_jax
-from resnest_jax import prediction
 from resnest_jax.data import crops
 from resnest_jax.errors import InputError
-from resnest_jax.explain import draw, explain
-from resnest_jax.tasks.classification import MEAN, STD
+from resnest_jax.tasks.classification import predict
+from resnest_jax.tasks.classification.explain import draw, explain
+from resnest_jax.tasks.classification.task import MEAN, STD
 
 EXIF_ORIENTATION = 274
 TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "stage_sizes": (1, 2, 1, 1)}
@@ -56,7 +56,7 @@ def load_calls(monkeypatch):
         calls.append((name, source))
         return tiny(name, num_classes=10 if source else 1000, **fields)
 
-    monkeypatch.setattr(prediction, "load_pretrained", load_pretrained)
+    monkeypatch.setattr(predict, "load_pretrained", load_pretrained)
     return calls
 
 
@@ -110,7 +110,7 @@ def test_every_kind_of_file(tmp_path):
     for name, (saved, expected) in files.items():
         options = {"lossless": True} if name.endswith("webp") else {}
         saved.save(tmp_path / name, **options)
-        pixels = prediction.read_image(tmp_path / name)
+        pixels = predict.read_image(tmp_path / name)
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, np.asarray(expected), err_msg=name)
 
@@ -118,7 +118,7 @@ def test_every_kind_of_file(tmp_path):
 def test_transparent_palette_does_not_warn(tmp_path, recwarn):
     upright = Image.fromarray(photo()).quantize(64)
     upright.save(tmp_path / "clear.png", transparency=bytes(range(64)))
-    pixels = prediction.read_image(tmp_path / "clear.png")
+    pixels = predict.read_image(tmp_path / "clear.png")
     np.testing.assert_array_equal(pixels, np.asarray(upright.convert("RGB")))
     assert not recwarn.list
 
@@ -126,7 +126,7 @@ def test_transparent_palette_does_not_warn(tmp_path, recwarn):
 def test_cmyk_jpeg(tmp_path):
     image = Image.fromarray(photo())
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
-    difference = prediction.read_image(tmp_path / "cmyk.jpg").astype(int) - np.asarray(image)
+    difference = predict.read_image(tmp_path / "cmyk.jpg").astype(int) - np.asarray(image)
     assert np.abs(difference).mean() < 4
 
 
@@ -134,7 +134,7 @@ def test_cmyk_jpeg(tmp_path):
 def test_sixteen_bits_keep_the_upper_eight(kind, tmp_path):
     values = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
     Image.fromarray(values).save(tmp_path / f"deep.{kind}")
-    pixels = prediction.read_image(tmp_path / f"deep.{kind}")
+    pixels = predict.read_image(tmp_path / f"deep.{kind}")
     np.testing.assert_array_equal(pixels, np.stack([values // 256] * 3, -1))
 
 
@@ -154,10 +154,10 @@ def test_exif_rotation_equals_upright(orientation, tmp_path):
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(prediction.read_image(tmp_path / "a.png"), upright)
+    np.testing.assert_array_equal(predict.read_image(tmp_path / "a.png"), upright)
     options = {"quality": 98, "subsampling": 0}
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.jpg", exif=exif, **options)
-    read = prediction.read_image(tmp_path / "a.jpg")
+    read = predict.read_image(tmp_path / "a.jpg")
     assert read.shape == upright.shape and np.abs(read.astype(int) - upright).mean() < 2
 
 
@@ -173,23 +173,23 @@ def test_broken_files_are_input_errors(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in [*contents, "float.tiff", "missing.jpg"]:
         with pytest.raises(InputError, match=name):
-            prediction.read_image(tmp_path / name)
+            predict.read_image(tmp_path / name)
 
 
 def test_folders_are_sorted_and_flat(tmp_path):
     for name in ("b.png", "a.png", ".hidden.png", "inner/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = prediction.find_images([f"{tmp_path}/b.png", str(tmp_path), "z.png"])
+    found = predict.find_images([f"{tmp_path}/b.png", str(tmp_path), "z.png"])
     assert [path.name for path in found] == ["b.png", "a.png", "z.png"]
     for files in ([], [str(tmp_path / "none")]):
         (tmp_path / "none").mkdir(exist_ok=True)
         with pytest.raises(InputError):
-            prediction.find_images(files)
+            predict.find_images(files)
 
 
 def test_class_names():
-    names = prediction.imagenet_classes()
+    names = predict.imagenet_classes()
     assert len(names) == len(set(names)) == 1000
     assert all(name == name.strip() and name for name in names)
     known = {
@@ -213,7 +213,7 @@ def test_probabilities_are_the_softmax_of_the_authors_logits(case):
     logits = golden.golden(case, "logits").astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     explanation = explain(model, variables, images)
-    for probabilities in (prediction.predict(model, variables, images), explanation.probabilities):
+    for probabilities in (predict.predict(model, variables, images), explanation.probabilities):
         np.testing.assert_allclose(probabilities, expected, rtol=2e-3, atol=1e-6)
         np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
     assert (explanation.attention is None) == (model.radix == 0)
@@ -260,18 +260,18 @@ def test_run_prints_tables_and_skips(tmp_path, capsys, load_calls):
     folder.mkdir()
     for i in range(9):  # more than one batch
         Image.fromarray(photo(50 + i, 60)).save(folder / f"{i}.png")
-    assert prediction.run([str(folder)], name="resnest50", image_size=32) == 0
+    assert predict.run([str(folder)], name="resnest50", image_size=32) == 0
     clean = capsys.readouterr()
     assert clean.err == ""
     blocks = [clean.out.splitlines()[i : i + 6] for i in range(0, 54, 6)]
-    names = prediction.imagenet_classes()
+    names = predict.imagenet_classes()
     for i, (path, *lines) in enumerate(blocks):
         assert path == str(folder / f"{i}.png")
         shares = [float(line.split("%")[0]) for line in lines]
         assert shares == sorted(shares, reverse=True) and sum(shares) <= 100
         assert {line.split("%")[1].strip() for line in lines} <= set(names)
     (folder / "notes.txt").write_text("no image")
-    assert prediction.run([str(folder)], name="resnest50", image_size=32) == 1
+    assert predict.run([str(folder)], name="resnest50", image_size=32) == 1
     skipped = capsys.readouterr()
     assert skipped.out == clean.out
     assert skipped.err.count("\n") == 1 and "notes.txt" in skipped.err
@@ -280,19 +280,19 @@ def test_run_prints_tables_and_skips(tmp_path, capsys, load_calls):
 
 def test_run_without_a_model_says_so(tmp_path, load_calls):
     with pytest.raises(InputError, match="--model=resnest50"):
-        prediction.run([str(tmp_path / "a.png")])
+        predict.run([str(tmp_path / "a.png")])
     with pytest.raises(InputError, match="at most 100; got 101"):
-        prediction.run([f"{i}.png" for i in range(101)], explain_path="a.png")
+        predict.run([f"{i}.png" for i in range(101)], explain_path="a.png")
 
 
 @pytest.mark.parametrize(
     "name, size", [("resnest50", 224), ("resnest101", 256), ("resnest50_fast_8s1x64d", 224)]
 )
 def test_published_models_are_tested_at_their_size(name, size, load_calls):
-    predictor = prediction.load(name, None, None)
+    predictor = predict.load(name, None, None)
     assert predictor.transform(photo()).shape == (size, size, 3)
     assert predictor.class_names[0] == "tench"
-    assert prediction.load(name, None, 64).transform(photo()).shape == (64, 64, 3)
+    assert predict.load(name, None, 64).transform(photo()).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], [f"c{i}" for i in range(10)]])
@@ -305,7 +305,7 @@ def test_a_run_knows_its_model_and_classes(names, tmp_path, load_calls):
         dataset=f"folder:{tmp_path}/data", image_size=48, eval_image_size=48
     )
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    predictor = prediction.load(None, str(tmp_path), None)
+    predictor = predict.load(None, str(tmp_path), None)
     assert load_calls == [(config.model.name, str(tmp_path))]
     assert predictor.transform(photo(48, 48)).tolist() == photo(48, 48).tolist()  # no margin
     # The folder of two classes is not what a model of ten was trained on.
@@ -319,13 +319,13 @@ def test_explain_writes_a_picture(name, tmp_path, capsys, load_calls):
         Image.fromarray(photo(50 + i, 60)).save(tmp_path / f"cost_$_{i}.png")
     (tmp_path / "c.txt").write_text("no image")
     out = tmp_path / "out.png"
-    code = prediction.run([str(tmp_path)], name=name, image_size=64, explain_path=str(out))
+    code = predict.run([str(tmp_path)], name=name, image_size=64, explain_path=str(out))
     assert code == 1 and capsys.readouterr().out.count("%") == 10
     with Image.open(out) as picture:
         width, height = picture.size
     assert 400 < width < 1200 and height == 480
     with pytest.raises(InputError, match="cannot be written"):
-        prediction.run(
+        predict.run(
             [f"{tmp_path}/cost_$_0.png"], name=name, image_size=64, explain_path="/dev/null/a.png"
         )
 
@@ -334,7 +334,7 @@ def test_map_without_evidence_is_drawn(tmp_path):
     model, variables = tiny()
     explanation = jax.tree.map(lambda x: x[0], explain(model, variables, photo(64, 64)[None]))
     explanation = explanation._replace(cam=np.zeros((2, 2), np.float32))
-    names = prediction.imagenet_classes()
+    names = predict.imagenet_classes()
     draw(tmp_path / "a.png", ["a"], [photo(64, 64)], [explanation], names)
     assert (tmp_path / "a.png").stat().st_size > 1000
 

@@ -13,9 +13,10 @@ import pytest
 import safetensors.numpy
 
 import resnest_jax
-from resnest_jax import pretrained, runs
+from resnest_jax import runs
 from resnest_jax.errors import InputError
-from resnest_jax.models.torch_names import COUNTER
+from resnest_jax.weights import pretrained
+from resnest_jax.weights.torch_names import COUNTER
 
 NAME = "resnest14"
 

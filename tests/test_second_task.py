@@ -13,7 +13,7 @@ import pytest
 
 from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.evaluation import make_evaluate
-from resnest_jax.training.metrics import read_metrics
+from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.training.state import initial_state
 from resnest_jax.training.step import jit_train_step
 

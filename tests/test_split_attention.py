@@ -9,12 +9,12 @@ import pytest
 
 from resnest_jax import SplitAttention
 from resnest_jax.errors import InputError
-from resnest_jax.models.cardinality_major import (
+from resnest_jax.models.layers.cardinality_major import (
     CardinalSplitAttention,
     from_radix_major,
     input_permutation,
 )
-from resnest_jax.models.convolution import conv2d
+from resnest_jax.models.layers.convolution import conv2d
 
 
 def randomize(variables, seed=0):

@@ -16,9 +16,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import resnest_jax
 from resnest_jax import recipe, runs
 from resnest_jax.errors import DivergenceError, InputError, StorageError
-from resnest_jax.tasks.classification import Classification
-from resnest_jax.tasks.mixing import Mixing
-from resnest_jax.training.metrics import MetricsWriter, read_metrics
+from resnest_jax.tasks.classification.mixing import Mixing
+from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.training.metric_writer import MetricsWriter, read_metrics
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import abstract_state, create_state

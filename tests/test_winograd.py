@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from resnest_jax import create_model, fold
-from resnest_jax.models import winograd
-from resnest_jax.models.convolution import conv2d
+from resnest_jax.models.layers import winograd
+from resnest_jax.models.layers.convolution import conv2d
 
 
 @pytest.mark.parametrize("tiles", [1, 10_000], ids=["chunks", "whole"])

@@ -30,8 +30,8 @@ from experiments.ablation.grid import (
 from experiments.ablation.plots import plot_curves, plot_tradeoff
 from experiments.ablation.significance import compare
 from experiments.ablation.sweep import make_jobs, outcome, run_jobs
-from resnest_jax import commands
-from resnest_jax.data.sources import open_dataset
+from resnest_jax import cli
+from resnest_jax.data.sources.records import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.files import replace_file
 
@@ -167,4 +167,4 @@ def _write_table(parts: list[str], workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

@@ -13,7 +13,7 @@ from experiments.timing import random_variables, time_calls
 from resnest_jax import create_model
 from resnest_jax.models.costs import count_macs, count_parameters
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.training.metrics import write_json
+from resnest_jax.training.metric_writer import write_json
 
 COSTS = "costs.json"
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from resnest_jax import runs
 from resnest_jax.errors import InputError
-from resnest_jax.training.metrics import write_json
+from resnest_jax.training.metric_writer import write_json
 
 JOB, RESULT, FAILURE, LOG = "job.json", "result.json", "failure.json", "log.txt"
 PACKAGES = ("jax", "flax", "optax", "numpy")

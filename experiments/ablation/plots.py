@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.ablation.report import Costs
 from experiments.ablation.sweep import METRIC, Job
-from resnest_jax.training.metrics import read_metrics
+from resnest_jax.training.metric_writer import read_metrics
 
 UNKNOWN = [np.nan] * 3  # of a cell that could not be timed: matplotlib leaves it out
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from experiments.ablation.grid import Cell, config_hash
 from experiments.ablation.jobs import FAILURE, JOB, RESULT, Launch
 from resnest_jax.errors import InputError
-from resnest_jax.training.metrics import write_json
+from resnest_jax.training.metric_writer import write_json
 
 METRIC = "eval_top1"
 Row = dict[str, Any]

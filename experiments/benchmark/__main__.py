@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments.benchmark import beside, layers, ours, profiling, report, zoo
 from experiments.timing import time_calls
-from resnest_jax import commands
+from resnest_jax import cli
 from resnest_jax.models.zoo import create_model
 
 MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.")
@@ -80,4 +80,4 @@ def _benchmark() -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    cli.run(main)

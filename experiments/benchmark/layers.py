@@ -5,8 +5,8 @@ import jax
 
 from experiments.benchmark.ours import compile_program
 from experiments.timing import time_calls
-from resnest_jax.models.convolution import EXPRESSIONS, Conv, conv2d
-from resnest_jax.models.winograd import exists
+from resnest_jax.models.layers.convolution import EXPRESSIONS, Conv, conv2d
+from resnest_jax.models.layers.winograd import exists
 
 # Expressions of the value, of the gradient of x and of that of the kernel.
 MIXED = ("split,split,winograd", "split,winograd,winograd")

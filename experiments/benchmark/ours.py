@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments.timing import random_variables
 from resnest_jax.models.folding import fold
-from resnest_jax.tasks.classification import Classification
+from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import create_state

@@ -7,9 +7,9 @@ import jax
 
 from resnest_jax.data.images import Images
 from resnest_jax.data.loader import Batches, Share, eval_batches, train_batches, train_keys
-from resnest_jax.data.sources import Dataset
-from resnest_jax.data.transforms import EvalTransform, TrainTransform
+from resnest_jax.data.sources.records import Dataset
 from resnest_jax.errors import InputError
+from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 
 
 class ImageBatches:

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from resnest_jax.data.sources import Records
+from resnest_jax.data.sources.records import Records
 from resnest_jax.errors import InputError
 
 # Grain already runs one image per core; OpenCV's own threads would only contend with it.

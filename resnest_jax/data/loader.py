@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from resnest_jax.data.images import Images
-from resnest_jax.data.sources import Records
+from resnest_jax.data.sources.records import Records
 from resnest_jax.errors import InputError
 
 Batches = Generator[dict[str, np.ndarray], None, None]

@@ -8,8 +8,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnest_jax.errors import InputError
-from resnest_jax.models import winograd
-from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.layers import winograd
+from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.resnest import ResNeSt
 
 # bnX follows convX; inside a unit with attention bn0 follows conv and bn1 the dense fc1.

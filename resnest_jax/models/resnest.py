@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from resnest_jax.errors import InputError
-from resnest_jax.models.attention_units import SelectiveKernel, SqueezeExcitation
-from resnest_jax.models.convolution import Conv, check_expression, uniform_init
-from resnest_jax.models.normalization import MODES, BatchNorm
-from resnest_jax.models.pooling import average_pool, max_pool, shortcut_pool
-from resnest_jax.models.regularization import DropBlock, drop_path
-from resnest_jax.models.split_attention import SplitAttention
+from resnest_jax.models.layers.attention_units import SelectiveKernel, SqueezeExcitation
+from resnest_jax.models.layers.convolution import Conv, check_expression, uniform_init
+from resnest_jax.models.layers.normalization import MODES, BatchNorm
+from resnest_jax.models.layers.pooling import average_pool, max_pool, shortcut_pool
+from resnest_jax.models.layers.regularization import DropBlock, drop_path
+from resnest_jax.models.layers.split_attention import SplitAttention
 
 ModuleDef = Callable[..., nn.Module]
 

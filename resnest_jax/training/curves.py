@@ -7,7 +7,7 @@ import matplotlib.figure
 import numpy as np
 import optax
 
-from resnest_jax.training.metrics import read_metrics
+from resnest_jax.training.metric_writer import read_metrics
 
 
 def plot_curves(workdir: Path, panels: Mapping[str, Mapping[str, str]]) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 
+from resnest_jax.training.distributed import local
 from resnest_jax.training.mesh import batch_sharding, replicated, shard
-from resnest_jax.training.processes import local
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState
 from resnest_jax.training.task import EvalOutput, HostBatch

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from resnest_jax.errors import InputError
-from resnest_jax.models.convolution import Conv
-from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.layers.convolution import Conv
+from resnest_jax.models.layers.normalization import BatchNorm
 
 
 class SplitAttention(nn.Module):

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnest_jax.models.convolution import Conv
-from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.layers.convolution import Conv
+from resnest_jax.models.layers.normalization import BatchNorm
 
 
 class SqueezeExcitation(nn.Module):

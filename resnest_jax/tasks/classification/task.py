@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.mixing import Mixing
+from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.training.evaluation import Sums
 from resnest_jax.training.task import Aux, Batch, EvalOutput, Variables
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import ResNeSt, stage_of
-from resnest_jax.tasks.classification import normalize
+from resnest_jax.tasks.classification.task import normalize
 
 ROW_INCHES = 2.4
 DPI = 100

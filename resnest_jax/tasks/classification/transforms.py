@@ -6,7 +6,7 @@ import grain
 import jax
 import numpy as np
 
-from resnest_jax.data import augment, crops, operators
+from resnest_jax.data import augment, autoaugment, crops
 from resnest_jax.errors import InputError
 
 CROPS = ("center", "inception", "efficientnet")
@@ -80,7 +80,7 @@ class TrainTransform(grain.transforms.RandomMap):
                 )
         most = {
             "policy_layers": 14,
-            "policy_magnitude": operators.MAGNITUDES,
+            "policy_magnitude": autoaugment.MAGNITUDES,
             "shift": 0.5,
             "jitter": 1,
             "lighting": 1,
@@ -114,9 +114,9 @@ class TrainTransform(grain.transforms.RandomMap):
 
     def _apply_policy(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.policy == "autoaugment":
-            return operators.auto_augment(image, rng)
+            return autoaugment.auto_augment(image, rng)
         if self.policy == "randaugment":
-            return operators.rand_augment(image, rng, self.policy_layers, self.policy_magnitude)
+            return autoaugment.rand_augment(image, rng, self.policy_layers, self.policy_magnitude)
         return image
 
     def _crop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.models.convolution import Conv
-from resnest_jax.models.normalization import BatchNorm
-from resnest_jax.models.split_attention import hidden_width
+from resnest_jax.models.layers.convolution import Conv
+from resnest_jax.models.layers.normalization import BatchNorm
+from resnest_jax.models.layers.split_attention import hidden_width
 
 
 class CardinalGroup(nn.Module):

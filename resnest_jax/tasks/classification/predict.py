@@ -16,13 +16,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnest_jax import recipe
 from resnest_jax.data.crops import test_crop
-from resnest_jax.data.sources import open_dataset
+from resnest_jax.data.sources.records import open_dataset
 from resnest_jax.errors import InputError
-from resnest_jax.explain import Explanation, draw, explain
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import MODELS
-from resnest_jax.pretrained import describe_directory, load_pretrained
-from resnest_jax.tasks.classification import normalize
+from resnest_jax.tasks.classification.explain import Explanation, draw, explain
+from resnest_jax.tasks.classification.task import normalize
+from resnest_jax.weights.pretrained import describe_directory, load_pretrained
 
 BATCH = 8
 TOP = 5

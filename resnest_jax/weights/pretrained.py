@@ -18,8 +18,8 @@ import numpy as np
 from resnest_jax.errors import InputError
 from resnest_jax.files import replace_file
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
-from resnest_jax.models.torch_names import from_torch, to_torch, torch_entries
 from resnest_jax.models.zoo import create_model
+from resnest_jax.weights.torch_names import from_torch, to_torch, torch_entries
 
 StateDict = dict[str, np.ndarray]
 
@@ -160,7 +160,7 @@ def save_directory(description: Mapping[str, Any], variables: Mapping, path: Pat
       InputError: if the path is something else than such a directory, or cannot be written.
     """
     from resnest_jax.training.checkpoints import save_variables
-    from resnest_jax.training.metrics import write_json
+    from resnest_jax.training.metric_writer import write_json
 
     if path.exists() and not (path / MODEL_FILE).is_file():
         raise InputError(f"{path} is not a directory of weights; it is left as it is")

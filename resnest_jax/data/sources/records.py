@@ -9,7 +9,9 @@ from typing import Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnest_jax.data import cluttered_digits, digits  # noqa: F401  (registers them with TFDS)
+from resnest_jax.data.builtin import (
+    sklearn_digits,  # noqa: F401  (registers them with TFDS)
+)
 from resnest_jax.errors import InputError
 
 _FOLDER_PREFIX = "folder:"

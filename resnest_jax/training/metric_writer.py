@@ -8,7 +8,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from resnest_jax.files import replace_file
-from resnest_jax.training.processes import is_main
+from resnest_jax.training.distributed import is_main
 
 METRICS = "metrics.jsonl"
 

@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from resnest_jax.errors import InputError
-from resnest_jax.models import winograd
+from resnest_jax.models.layers import winograd
 
 EXPRESSIONS = ("grouped", "split", "winograd", "patches")
 

@@ -1,0 +1,1 @@
+"""Data sets as records by index, images still encoded."""

@@ -1,0 +1,1 @@
+"""Weights in and out: files, the hub, names of torch, artefacts."""
