@@ -16,13 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grain
 from absl import flags
 
 from experiments.photos import write_photos
 from resnest_jax import cli
 from resnest_jax.data.images import Images
-from resnest_jax.data.loader import Share, train_batches
-from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.data.loader import HostShard, train_batches
+from resnest_jax.data.order import shuffled
+from resnest_jax.data.sources import open_dataset
 from resnest_jax.tasks.classification.transforms import TrainTransform
 
 IMAGES = flags.DEFINE_integer("images", 1000, "Images that a round reads.", lower_bound=64)
@@ -42,8 +44,9 @@ PAPER = TrainTransform(
 def ours(folder: Path, transform: TrainTransform, workers: int) -> Callable[[], Iterator]:
     """Batches of this project's pipeline."""
     images = Images(open_dataset(f"folder:{folder}").train)
-    share = Share(BATCH_SIZE.value)
-    return lambda: train_batches(images, transform, share, seed=0, workers=workers)
+    shard = HostShard(BATCH_SIZE.value)
+    elements = shuffled(grain.MapDataset.source(images), seed=0).random_map(transform)
+    return lambda: train_batches(elements, shard, workers=workers)
 
 
 def tf_data(folder: Path, antialias: bool) -> Callable[[], Iterator]:

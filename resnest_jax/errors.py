@@ -1,4 +1,4 @@
-"""The exceptions whose message is one line for the user; commands print it as it stands."""
+"""Exceptions whose message is one line for the user; commands print it as it is."""
 
 
 class InputError(ValueError):
@@ -6,12 +6,17 @@ class InputError(ValueError):
 
 
 class DivergenceError(RuntimeError):
-    """Training ran into a value that is not finite; the message names step and records."""
+    """A loss or gradient is not finite; the message names step and records."""
 
 
 class StorageError(RuntimeError):
-    """Something could not be written, a full disk for instance; what was whole before still is."""
+    """Something cannot be written, for example on a full disk; existing files are intact."""
 
 
 class PreemptedError(RuntimeError):
-    """The run was told to stop, and has stored all that it needs to go on."""
+    """The run got SIGTERM and saved a checkpoint."""
+
+
+def one_line(error: object) -> str:
+    """The message of an error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__

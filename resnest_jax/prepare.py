@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from resnest_jax import cli
-from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.data.sources import open_dataset
 
 DATASET = flags.DEFINE_string("dataset", None, "Its TFDS name.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to put it; TFDS's own place by default.")

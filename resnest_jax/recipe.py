@@ -8,13 +8,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnest_jax.data.batches import ImageBatches
-from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.data.batches import Batches, LoaderOptions
+from resnest_jax.data.sources import Dataset, open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.distributed import is_main, main_first
 from resnest_jax.training.mesh import check_batch_size
@@ -104,18 +105,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
         )
     steps_per_epoch = len(opened.train) / config.batch_size
     image_sizes = _image_sizes(config, steps_per_epoch)
-    batches = ImageBatches(
-        opened,
-        image_sizes=image_sizes,
-        eval_image_size=config.eval_image_size,
-        eval_crop=config.eval_crop,
-        batch_size=config.batch_size,
-        eval_batch_size=config.batch_size // config.parallel.accumulate,  # no more at a time
-        seed=config.seed,
-        unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
-        **config.loader,
-        **config.augment,
-    )
+    batches = _batches(config, opened, image_sizes, workdir)
     optimizer, schedule = _optimizer(config, steps_per_epoch)
     return Run(
         _task(config, model_fields, image_sizes),
@@ -150,6 +140,26 @@ def _image_sizes(config: ConfigDict, steps_per_epoch: float) -> tuple[tuple[int,
             f"epoch 0 on; {sizes=}"
         )
     return tuple((round(epoch * steps_per_epoch), side) for epoch, side in pairs)
+
+
+def _batches(
+    config: ConfigDict,
+    dataset: Dataset,
+    image_sizes: tuple[tuple[int, int], ...],
+    workdir: Path | None,
+) -> Batches:
+    augment = config.augment.to_dict()
+    options = LoaderOptions(
+        batch_size=config.batch_size,
+        eval_batch_size=config.batch_size // config.parallel.accumulate,  # no more at a time
+        seed=config.seed,
+        repeats=augment.pop("repeats"),
+        unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
+        **config.loader,
+    )
+    transforms = [(step, TrainTransform(size, **augment)) for step, size in image_sizes]
+    eval_transform = EvalTransform(config.eval_image_size, config.eval_crop)
+    return Batches(dataset, transforms, eval_transform, options)
 
 
 def _task(config: ConfigDict, model_fields: dict, image_sizes) -> Classification:

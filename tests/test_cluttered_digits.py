@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from resnest_jax.data.builtin import cluttered_digits
-from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.data.sources import open_dataset
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from experiments.ablation.plots import plot_curves, plot_tradeoff
 from experiments.ablation.significance import compare
 from experiments.ablation.sweep import make_jobs, outcome, run_jobs
 from resnest_jax import cli
-from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.files import replace_file
 

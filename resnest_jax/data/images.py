@@ -1,7 +1,9 @@
-"""Decoded images, and what becomes of records that cannot be read."""
+"""Decode images; skip unreadable records."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,20 +11,17 @@ import numpy as np
 from resnest_jax.data.sources.records import Records
 from resnest_jax.errors import InputError
 
-# Grain already runs one image per core; OpenCV's own threads would only contend with it.
-cv2.setNumThreads(1)
-
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
-def decode(record) -> np.ndarray:
-    """Decodes a record's image to uint8 (H, W, 3), RGB.
+def decode(record: dict[str, Any]) -> np.ndarray:
+    """Decode a record's image to uint8 (H, W, 3), RGB.
 
     Grey and palette images become RGB, alpha is dropped, 16 bits keep the upper 8. The EXIF
     orientation is ignored, as the usual ImageNet pipelines do.
 
     Raises:
-      InputError: The bytes are no whole image; the message names record["key"].
+      InputError: if the bytes are not a whole image; the message names record["key"].
     """
     encoded = np.frombuffer(record["image"], np.uint8)
     image = None
@@ -33,61 +32,75 @@ def decode(record) -> np.ndarray:
     return image
 
 
+def decode_image(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its image decoded."""
+    return {**record, "image": decode(record)}
+
+
 def _is_cut_off(encoded: bytes) -> bool:
-    """Whether a JPEG lacks its end, of which OpenCV would make grey without an error."""
+    """Whether a JPEG lacks its end; OpenCV would fill the rest with grey, without an error."""
     return encoded.startswith(JPEG_START) and JPEG_END not in encoded[-1024:]
 
 
 class Images:
-    """Random access to {"image": uint8 (H, W, 3), "label": int, "key": str}.
+    """Random access to decoded records, for example {"image": (H, W, 3), "label", "key"}.
 
-    In place of a record that cannot be read there is the next one that can: the choice depends
-    on the index alone. Its key goes into the log, once, a line each, whatever worker finds it.
+    An unreadable record is replaced by the next readable one: the choice depends on the index
+    alone. Its key goes into the log once, one per line, whichever worker finds it.
 
     Args:
       records: the encoded images.
-      max_unreadable: how many different ones may turn out to be unreadable, in this process of
-        the run and its workers.
-      log: a file that these append to; None is none, and none may be unreadable.
+      max_unreadable: how many different records may be unreadable, in this process of the run and
+        its workers.
+      log: file of their keys; None: any unreadable record is an error.
+      decode: from a record to what a transform takes.
+
+    Raises:
+      InputError: if ``max_unreadable`` is negative.
     """
 
-    def __init__(self, records: Records, max_unreadable: int = 0, log: Path | None = None):
+    def __init__(
+        self,
+        records: Records,
+        max_unreadable: int = 0,
+        log: Path | None = None,
+        decode: Callable[[dict[str, Any]], dict[str, Any]] = decode_image,
+    ):
         if max_unreadable < 0:
             raise InputError(f"loader.max_unreadable must not be negative; got {max_unreadable}")
-        self._records, self._log = records, log
-        self._max_unreadable = max_unreadable if log else 0
+        self._records, self._decode, self._log = records, decode, log
+        self._max_unreadable = max_unreadable
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         for offset in range(len(self)):
-            found = self.read((index + offset) % len(self))
+            found = self.read_or_skip((index + offset) % len(self))
             if found:
                 return found
         raise InputError(f"none of the {len(self)} images can be read")
 
-    def read(self, index: int) -> dict | None:
-        """The image of a record, None if it cannot be read.
+    def read_or_skip(self, index: int) -> dict[str, Any] | None:
+        """The decoded record, None if it cannot be read.
 
         Raises:
-          InputError: if that is one too many.
+          InputError: if there are too many of these.
         """
         try:
-            record = self._records[index]
-            return {**record, "image": decode(record)}
+            return self._decode(self._records[index])
         except (InputError, OSError) as error:
-            if not self._max_unreadable:
+            if not self._max_unreadable or self._log is None:
                 raise
-            self._note(self._records.key(index), error)
+            self._note(self._log, self._records.key(index), error)
             return None
 
-    def _note(self, key: str, error: Exception) -> None:
-        """Write the key down unless it is there; raise when there are too many."""
-        known = set(self._log.read_text().splitlines()) if self._log.exists() else set()
+    def _note(self, log: Path, key: str, error: Exception) -> None:
+        """Add the key to the log unless it is there; raise when there are too many."""
+        known = set(log.read_text().splitlines()) if log.exists() else set()
         if key not in known:
             # One small write in append mode: lines of several workers do not mix.
-            descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 os.write(descriptor, f"{key}\n".encode())
             finally:
@@ -96,6 +109,6 @@ class Images:
         if count > self._max_unreadable:
             raise InputError(
                 f"{count} images cannot be read, more than loader.max_unreadable "
-                f"{self._max_unreadable}: {self._log} lists them (delete it to count anew); "
+                f"{self._max_unreadable}: {log} lists them (delete it to restart the count); "
                 f"the last: {error}"
             )

@@ -1,6 +1,7 @@
 """Checkpoints of a run in DIR/checkpoints: the best and the last few, written asynchronously."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,16 @@ from resnest_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 
-# One replica writes each array. To let each write a part, Orbax would compile a slice for every
-# array: seconds at the first save, for nothing at the size of these networks.
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-)
+
+@functools.cache
+def _write_arrays_whole() -> None:
+    """Let one replica write each array, in all of Orbax.
+
+    To let each write a part, Orbax would compile a slice for every array: seconds at the first
+    save, for nothing at the size of these networks.
+    """
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class Checkpoints:
@@ -40,6 +46,7 @@ class Checkpoints:
                 get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False
             ),
         ]
+        _write_arrays_whole()
         options = ocp.CheckpointManagerOptions(
             best_fn=metric,  # without it the metrics are not stored
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnest_jax import recipe
 from resnest_jax.data.crops import test_crop
-from resnest_jax.data.sources.records import open_dataset
+from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import MODELS

@@ -1,0 +1,38 @@
+"""Which records are in step n: a pure function of the seed and n."""
+
+import grain
+
+from resnest_jax.errors import InputError
+
+
+def shuffled(dataset: grain.MapDataset, seed: int, repeats: int = 1) -> grain.MapDataset:
+    """The endless order in which training sees a data set: each epoch is a new permutation.
+
+    Args:
+      seed: 0..2**32-1.
+      repeats: how often each record comes in a row, to be augmented in another way each time
+        (arXiv 1902.05509).
+
+    Raises:
+      InputError: if one of them is out of range.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be in 0..2**32-1, got {seed}")
+    if repeats < 1:
+        raise InputError(f"augment.repeats must be at least 1; got {repeats}")
+    dataset = dataset.seed(seed).shuffle().repeat()
+    return _Repeated(dataset, repeats) if repeats > 1 else dataset
+
+
+class _Repeated(grain.MapDataset):
+    """Each element several times in a row."""
+
+    def __init__(self, parent: grain.MapDataset, times: int):
+        super().__init__(parent)
+        self._times = times
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index):
+        return self._parent[index // self._times]

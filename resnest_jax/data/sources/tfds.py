@@ -1,0 +1,145 @@
+"""Data sets of TensorFlow Datasets, read without TensorFlow."""
+
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+# Imported to register them with TFDS.
+from resnest_jax.data.builtin import cluttered_digits, sklearn_digits  # noqa: F401
+from resnest_jax.data.sources.records import Dataset
+from resnest_jax.errors import InputError, one_line
+
+
+class TfdsRecords:
+    """Records of one split of a prepared data set."""
+
+    def __init__(self, source: Sequence[dict[str, Any]], name: str):
+        self._source = source
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._source[index]
+        key = self.key(index)
+        if example["label"] < 0:  # how TFDS marks a split without labels, such as ImageNet's `test`
+            raise InputError(f"record {key} has no label: choose a labelled split")
+        return {"image": example["image"], "label": int(example["label"]), "key": key}
+
+    def key(self, index: int) -> str:
+        """Split and position."""
+        return f"{self._name}#{index}"
+
+
+def open_tfds(
+    name: str,
+    train_split: str,
+    eval_split: str,
+    data_dir: str | os.PathLike | None,
+    manual_dir: str | os.PathLike | None,
+) -> Dataset:
+    """Open a data set by name; its features are checked before anything is downloaded.
+
+    Arguments and errors are those of ``sources.open_dataset``.
+    """
+    builder = _builder(name, data_dir)
+    features = dict(builder.info.features)
+    image, label = (features.get(key) for key in ("image", "label"))
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise InputError(
+            f"data set {name!r} is not for image classification: expected the features "
+            f"'image' (Image) and 'label' (ClassLabel), found {sorted(features)}"
+        )
+    _prepare(builder, name, manual_dir)
+    train_split, eval_split = _choose_splits(name, train_split, eval_split, builder.info.splits)
+    return Dataset(
+        train=_open_split(builder, name, train_split),
+        eval=_open_split(builder, name, eval_split),
+        class_names=tuple(label.names),
+    )
+
+
+def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+    """The builder of a data set; the many errors of TFDS become one line."""
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise InputError(
+            f"unknown data set {name!r}: expected sklearn_digits, another name of "
+            "https://www.tensorflow.org/datasets/catalog, or folder:PATH"
+        ) from error
+    except ImportError as error:
+        raise InputError(_needs_package(name, error)) from error
+    except (ValueError, AssertionError) as error:  # a malformed name, unknown config or version
+        raise InputError(f"cannot open the data set {name!r}: {one_line(error)}") from error
+
+
+def _prepare(
+    builder: tfds.core.DatasetBuilder, name: str, manual_dir: str | os.PathLike | None
+) -> None:
+    """Write the data set to the directory of TFDS unless it is there already."""
+    try:
+        # array_record is the format that is read without TensorFlow.
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+        )
+    except ImportError as error:
+        raise InputError(_needs_package(name, error)) from error
+    except (
+        AssertionError,  # files that the user has to fetch are missing
+        OSError,  # no network, no space, no permission
+        ValueError,
+        tfds.download.DownloadError,
+    ) as error:
+        raise InputError(f"cannot prepare the data set {name!r}: {one_line(error)}") from error
+
+
+def _choose_splits(
+    name: str, train_split: str, eval_split: str, available: Collection[str]
+) -> tuple[str, str]:
+    """Replace ``auto`` by names of splits."""
+    held_out = next((split for split in ("validation", "test") if split in available), None)
+    if train_split == eval_split == "auto" and held_out is None:
+        return "train[:80%]", "train[80%:]"
+    if eval_split == "auto" and held_out is None:
+        # A share of `train` chosen here could overlap with the training split that was given.
+        raise InputError(
+            f"data set {name!r} has no split 'validation' or 'test' for eval_split 'auto': "
+            f"name one of {sorted(available)} or a slice of it"
+        )
+    return (
+        "train" if train_split == "auto" else train_split,
+        held_out if eval_split == "auto" else eval_split,
+    )
+
+
+def _open_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> TfdsRecords:
+    """Open one split, images left encoded."""
+    try:
+        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise InputError(
+            f"data set {name!r} lies in {builder.data_dir} as {builder.info.file_format.value}, "
+            "which needs TensorFlow to read: set TFDS_DATA_DIR to another directory, to prepare it "
+            "there"
+        ) from error
+    except ValueError as error:
+        sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
+        raise InputError(
+            f"split {split!r} of the data set {name!r} is unknown or empty: expected one of "
+            f"{sizes} or a slice such as 'train[:90%]'"
+        ) from error
+    return TfdsRecords(source, f"{name}/{split}")
+
+
+def _needs_package(name: str, error: ImportError) -> str:
+    return (
+        f"data set {name!r} needs a package that is not installed ({one_line(error)}); "
+        "for TensorFlow: pip install 'resnest_jax[prepare]'"
+    )
