@@ -30,6 +30,8 @@ the other: `loss.smooth_over`, `mix.per_sample`, `model.dropout`, `augment.polic
 
 from ml_collections import ConfigDict
 
+from resnest_jax.config import default_config
+
 # Model -> total batch, side of the training and of the test images.
 SIZES = {
     "resnest14": (1024, 224, 224),
@@ -49,65 +51,51 @@ SIZES = {
 
 
 def get_config(name: str = "resnest50") -> ConfigDict:
-    """The recipe of a model."""
+    """Return the recipe of a model."""
     if name not in SIZES:
         raise ValueError(f"no recipe for {name!r}; there are {', '.join(SIZES)}")
     batch_size, train_size, test_size = SIZES[name]
-    return ConfigDict(
+    config = default_config("classification")
+    config.update(
         {
-            "seed": 0,
             "model": {
                 "name": name,
                 # One section of the paper has 0.2 for all; the code from 200 layers up.
                 "dropout": 0.2 if name in ("resnest200", "resnest269") else 0.0,
-                "drop_block": 0.1,  # stages 3 and 4, size 3, rising linearly from 0
-                "drop_path": 0.0,
-                "zero_init_last": True,
+                "drop_block": 0.1,  # size 3
                 "dtype": "bfloat16",
-                "remat": (),  # stages to recompute in the backward pass, for instance (1, 2)
             },
-            "pretrained": {"weights": "none", "train": "all"},
             "dataset": "imagenet2012",
             "train_split": "train",
-            "eval_split": "auto",  # `validation` with TFDS, `val` with folders
             "image_size": train_size,
             "eval_image_size": test_size,
             "eval_crop": "authors",  # or "0.875", as the paper writes
             "batch_size": batch_size,
             "epochs": 270.0,
             # Off-value eps / K as in the code; "others" is the paper's eps / (K - 1).
-            "loss": {"name": "softmax", "label_smoothing": 0.1, "smooth_over": "all"},
+            "loss": {"label_smoothing": 0.1, "smooth_over": "all"},
             "augment": {
                 # Crops of 320 px and more: at least a tenth of the image, bicubic.
                 "crop": "efficientnet" if train_size >= 320 else "inception",
-                "shift": 0.0,
                 "flip": True,
                 # Before the crop. The PyTorch port has RandAugment(2, 12), 0.4 points worse.
                 "policy": "autoaugment",
-                "policy_layers": 2,
-                "policy_magnitude": 12,
                 "jitter": 0.4,
                 "lighting": 0.1,
-                "erasing": 0.0,
-                "repeats": 1,
             },
-            # One weight a batch as in the code (there of one worker's 128 images, here of all);
-            # the paper draws one a sample.
-            "mix": {"mixup": 0.2, "cutmix": 0.0, "per_sample": False},
+            # One weight per batch as in the code (there of one worker's 128 images, here of all);
+            # the paper draws one per image.
+            "mix": {"mixup": 0.2, "per_sample": False},
             "optimizer": {
-                "name": "sgd",
-                "base_learning_rate": 0.1,  # of 256 images; scaled by batch_size / 256
+                "base_learning_rate": 0.1,
                 "warmup_epochs": 5.0,
-                "momentum": 0.9,
                 "nesterov": True,  # as in Gluon; the PyTorch port has plain momentum
                 "weight_decay": 1e-4,
-                "ema_decay": 0.0,
             },
-            # Statistics of each device, as in the paper.
-            "parallel": {"batch_norm": "device", "accumulate": 1, "shard_optimizer": False},
+            "parallel": {"batch_norm": "device"},  # as in the paper
             "loader": {"workers": 8, "max_unreadable": 100},
             "log_every_steps": 20,
-            "eval_every_epochs": 1.0,
-            "checkpoint": {"keep_last": 2, "every_steps": 500},
+            "checkpoint": {"every_steps": 500},
         }
     )
+    return config

@@ -12,6 +12,8 @@ another) it was not measured yet.
 
 from ml_collections import ConfigDict
 
+from resnest_jax.config import default_config
+
 # epochs, side of the training images, learning rate at a batch of 2048, RandAugment magnitude of
 # 30 (the paper's 7 and 6 of 10), repeats, stochastic depth
 RECIPES = {
@@ -21,59 +23,45 @@ RECIPES = {
 
 
 def get_config(name: str = "A2") -> ConfigDict:
-    """The recipe of that name."""
+    """Return the recipe of that name."""
     if name not in RECIPES:
         raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     epochs, train_size, learning_rate, magnitude, repeats, drop_path = RECIPES[name]
-    return ConfigDict(
+    config = default_config("classification")
+    config.update(
         {
-            "seed": 0,
             "model": {
                 "name": "resnest50",
                 "dropout": 0.0,
-                "drop_block": 0.0,
                 "drop_path": drop_path,
-                "zero_init_last": True,
                 "dtype": "bfloat16",
-                "remat": (),  # stages to recompute in the backward pass, for instance (1, 2)
             },
-            "pretrained": {"weights": "none", "train": "all"},
             "dataset": "imagenet2012",
             "train_split": "train",
-            "eval_split": "auto",  # `validation` with TFDS, `val` with folders
             "image_size": train_size,
             "eval_image_size": 224,
             "eval_crop": "0.95",
             "batch_size": 2048,
-            "epochs": float(epochs),
-            "loss": {"name": "sigmoid", "label_smoothing": 0.0, "smooth_over": "all"},
+            "epochs": epochs,
+            "loss": {"name": "sigmoid"},
             "augment": {
                 "crop": "inception",
-                "shift": 0.0,
                 "flip": True,
                 "policy": "randaugment",
-                "policy_layers": 2,
                 "policy_magnitude": magnitude,
-                "jitter": 0.0,
-                "lighting": 0.0,
-                "erasing": 0.0,
                 "repeats": repeats,
             },
-            "mix": {"mixup": 0.1, "cutmix": 1.0, "per_sample": False},
+            "mix": {"mixup": 0.1, "cutmix": 1.0},
             "optimizer": {
                 "name": "lamb",
-                "base_learning_rate": learning_rate
-                / 8,  # of 256 images; scaled by batch_size / 256
+                "base_learning_rate": learning_rate / 8,  # of 256 images, not of 2,048
                 "warmup_epochs": 5.0,
-                "momentum": 0.9,
-                "nesterov": False,
                 "weight_decay": 0.02,
-                "ema_decay": 0.0,
             },
-            "parallel": {"batch_norm": "device", "accumulate": 1, "shard_optimizer": False},
+            "parallel": {"batch_norm": "device"},
             "loader": {"workers": 8, "max_unreadable": 100},
             "log_every_steps": 20,
-            "eval_every_epochs": 1.0,
-            "checkpoint": {"keep_last": 2, "every_steps": 500},
+            "checkpoint": {"every_steps": 500},
         }
     )
+    return config

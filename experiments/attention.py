@@ -23,6 +23,7 @@ from resnest_jax.files import replace_file
 from resnest_jax.models.resnest import ResNeSt, stage_of
 from resnest_jax.tasks.classification.task import normalize
 from resnest_jax.training.checkpoints import latest_folder, restore_variables
+from resnest_jax.workdir import load_config
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
 flags.mark_flags_as_required(["workdir"])
@@ -206,7 +207,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
 def main(_: list[str]) -> None:
     """Look into the run that the flags name."""
     workdir = Path(WORKDIR.value).expanduser()
-    run = recipe.build(recipe.load_config(workdir))
+    run = recipe.build(load_config(workdir))
     variables = restore_variables(latest_folder(workdir))
     names = run.batches.class_names
     sums, count = collect(run.task.model, variables, run.batches.eval(), len(names))

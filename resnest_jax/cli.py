@@ -13,7 +13,9 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
+from resnest_jax.config import RENAMED
 from resnest_jax.errors import DivergenceError, InputError, PreemptedError, StorageError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -85,13 +87,18 @@ def fail(error: object) -> None:
 
 
 def _parse(argv: list[str], arguments: bool) -> list[str]:
-    """Absl's parser, whose complaints about config files and overrides are made one line."""
+    """Parse flags with Absl; report what is wrong with a config or its overrides in one line."""
     try:
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
-            list(flags.FLAGS["config"].value or ())  # a file that did not load says so only now
+        overrides = {}
+        if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+            list(flags.FLAGS["config"].value)  # a file that did not load says so only now
+            overrides = flags.FLAGS["config"].override_values
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(_unknown_key(argv) or error)
+        fail(_wrong_override(argv) or error)
+    for key, value in overrides.items():
+        if isinstance(value, ConfigDict):  # it would replace the section, the recipe's values too
+            fail(_is_section(f"config.{key}", value))
     if not flags.FLAGS["verbosity"].present:
         # Orbax tells of every file that it writes; it and TFDS warn of what is normal.
         logging.set_verbosity(logging.ERROR)
@@ -100,22 +107,45 @@ def _parse(argv: list[str], arguments: bool) -> list[str]:
     return rest
 
 
-def _unknown_key(argv: list[str]) -> str | None:
-    """What to say of the first override whose key the config has not; None if there is none."""
+def _wrong_override(argv: list[str]) -> str | None:
+    """Message for the first override of a key that does not exist or is a section, or None."""
     files = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
     path, _, argument = files[-1].partition(":") if files else ("", "", "")
     if not Path(path).is_file():
         return None
     try:
         config = runpy.run_path(path)["get_config"](*[argument] if argument else [])
-    except Exception as error:  # whatever a config file may raise
-        return f"--config={files[-1]}: {error}"
+    except Exception as error:  # a config file may raise anything
+        return f"--config={files[-1]}: {_plain(error)}"
     for name in (arg.lstrip("-").split("=")[0] for arg in argv):
         section, where = config, "config"
         for key in name.split(".")[1:] if name.startswith("config.") else ():
             if not hasattr(section, "keys"):
                 return f"{name}: {where} is {section!r} and has no keys"
             if key not in section:
-                return f"{name}: {where} has no key {key!r}; its keys are {', '.join(section)}"
+                return _no_key(name, where, key, section)
             section, where = section[key], f"{where}.{key}"
+        if name.startswith("config.") and hasattr(section, "keys"):
+            return _is_section(name, section)
     return None
+
+
+def _no_key(name: str, where: str, key: str, section: ConfigDict) -> str:
+    new = RENAMED.get(name.removeprefix("config."))
+    hint = f"it is now config.{new}" if new else f"its keys are {', '.join(section)}"
+    return f"{name}: {where} has no key {key!r}; {hint}"
+
+
+def _is_section(name: str, section: ConfigDict) -> str:
+    key = next(iter(section), "KEY")
+    return f"{name} is a section; set its keys one by one, such as --{name}.{key}=VALUE"
+
+
+def _plain(error: BaseException) -> str:
+    """The message of an exception, that of a locked ConfigDict without all its values."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    first, locked, rest = text.partition(" and cannot be added since the config is locked.")
+    hint = rest[rest.find("Did you mean") :] if "Did you mean" in rest else ""
+    return f"{first}. {hint}".strip() if locked else text

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
+from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.runs import parameter_table
 from resnest_jax.training.curves import plot_schedule
@@ -24,6 +25,7 @@ from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step
 from resnest_jax.training.task import HostBatch
+from resnest_jax.workdir import CONFIG, PARAMETERS, check_workdir
 
 FOLDER = "dry_run"
 GIB = 2**30
@@ -44,8 +46,9 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
         config and data are sound.
     """
     folder = workdir / FOLDER
+    config = complete(config)
     run = recipe.build(config, folder)
-    recipe.check_workdir(workdir, config)
+    check_workdir(workdir, config)
     if is_main():
         _describe(run, config, workdir, folder)
     report = {
@@ -89,13 +92,13 @@ def _describe(run: Run, config: ConfigDict, workdir: Path, folder: Path) -> None
     """Config, parameters and schedule, on the screen and in the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / recipe.CONFIG, config.to_dict())
-        (folder / "parameters.txt").write_text(parameter_table(run) + "\n")
+        write_json(folder / CONFIG, config.to_dict())
+        (folder / PARAMETERS).write_text(parameter_table(run) + "\n")
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
     plot_schedule(run.schedule, run.options.total_steps, run.options.steps_per_epoch, folder)
     print(config)
-    print((folder / "parameters.txt").read_text())
+    print((folder / PARAMETERS).read_text())
 
 
 def _show(title: str, values: dict) -> dict:
@@ -107,7 +110,7 @@ def _show(title: str, values: dict) -> dict:
 
 def _measure_input(config: ConfigDict, folder: Path) -> tuple[HostBatch, dict]:
     """Read training images for some seconds, and one batch to evaluate; returns a batch too."""
-    small = config.copy_and_resolve_references()
+    small = complete(config)
     least = jax.device_count() * config.parallel.accumulate
     # A whole batch may take longer than there is time; the rate does not depend on its size.
     small.batch_size = min(config.batch_size, least * math.ceil(32 / least))

@@ -7,6 +7,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
+from resnest_jax.config import complete
 from resnest_jax.errors import StorageError
 from resnest_jax.training.checkpoints import Checkpoints, latest_folder
 from resnest_jax.training.curves import plot_curves
@@ -16,6 +17,7 @@ from resnest_jax.training.loop import fit
 from resnest_jax.training.metric_writer import write_json
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
+from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir, load_config
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
@@ -31,8 +33,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
       PreemptedError: after SIGTERM, once the step that was under way is stored.
       StorageError: if the disk is full; the last whole checkpoint is kept.
     """
+    config = complete(config)
     run = recipe.build(config, workdir)
-    recipe.claim_workdir(workdir, config)
+    claim_workdir(workdir, config)
     try:
         with open_checkpoints(run, config, workdir) as checkpoints:
             if is_main():
@@ -41,7 +44,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         if is_main():
             summary = {"model": config.model.name, **summary}
             plot_curves(workdir, run.task.curves)
-            write_json(workdir / "summary.json", summary)
+            write_json(workdir / SUMMARY, summary)
     except OSError as error:
         raise StorageError(f"the run in {workdir} was stopped: {error}") from error
     return summary
@@ -49,7 +52,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
 def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
     """Write the table of parameters; say what is about to run."""
-    (workdir / "parameters.txt").write_text(parameter_table(run) + "\n")
+    (workdir / PARAMETERS).write_text(parameter_table(run) + "\n")
     print(
         f"{config.model.name} on {config.dataset}: {run.batches.num_train} images to train on, "
         f"{run.batches.num_eval} to evaluate; {run.options.total_steps} steps of "
@@ -71,7 +74,7 @@ def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
     Raises:
       InputError: if there is no run or no such checkpoint in ``workdir``.
     """
-    config = recipe.load_config(workdir)
+    config = load_config(workdir)
     run = recipe.build(config, workdir)
     latest_folder(workdir)  # there must be one
     with open_checkpoints(run, config, workdir, read_only=True) as checkpoints:

@@ -72,6 +72,10 @@ def test_train_then_evaluate(tmp_path):
         ("--config.optimiser.momentum=0.9", ["has no key 'optimiser'; its keys are augment"]),
         ("--config.optimizer.momentumm=0.9", ["config.optimizer has no key 'momentumm'", "decay"]),
         ("--config.seed.x=1", ["config.seed is 0 and has no keys"]),
+        ("--config.mix=0.2", ["config.mix is a section", "such as --config.mix.cutmix=VALUE"]),
+        ("--config.mix={'mixup': 0.2}", ["config.mix is a section"]),
+        ("--config.model.expression=split", ["it is now config.model.implementation"]),
+        ("--config.image_size=large", ["config.image_size must be an integer or", "'large'"]),
         ("--config.model.name=resnest51", ["unknown model 'resnest51'", "resnest50"]),
         ("--config.batch_size=many", ["batch_size", "many"]),
         ("--config.batch_size=121", ["batch_size 121", "2 devices"]),
@@ -85,6 +89,27 @@ def test_train_then_evaluate(tmp_path):
 )
 def test_bad_input_is_one_line(argument, words, tmp_path):
     assert_one_line(run("train", *QUICK, f"--workdir={tmp_path}/run", argument), *words)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("config.update({'optimizer': {'momentumm': 0.9}})", ['"momentumm" does not exist. Did']),
+        ("config.optimizer.momentumm = 0.9", ['"momentumm" does not exist. Did you mean']),
+        ("config.update({'batch_size': 'many'})", ["batch_size", "many"]),
+        ("config = default_config('pose')", ["config.task must be one of", "got 'pose'"]),
+    ],
+)
+def test_a_bad_recipe_is_one_line(change, words, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from resnest_jax.config import default_config\n\n\n"
+        "def get_config():\n"
+        "    config = default_config('classification')\n"
+        f"    {change}\n"
+        "    return config\n"
+    )
+    result = run("train", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
+    assert_one_line(result, "mine.py", *words)
 
 
 def test_bad_folders_are_one_line(tmp_path):

@@ -30,10 +30,7 @@ def test_dry_run_reports_and_leaves_no_run(tmp_path):
 
 
 def test_dry_run_of_growing_images_measures_the_last_size(tmp_path):
-    config = helpers.tiny_config()
-    with config.unlocked():
-        del config["image_size"]  # an integer
-        config.image_size = ((0, 32), (1, 40))
+    config = helpers.tiny_config(image_size=((0, 32), (1, 40)))
     report = dry_run.dry_run(config, tmp_path)
     assert report["step_images_per_second"] > 0
 

@@ -11,6 +11,7 @@ import pytest
 import resnest_jax
 from resnest_jax import runs
 from resnest_jax.training.metric_writer import read_metrics
+from resnest_jax.workdir import load_config
 
 RUNS = ["run_v0", "run_v0_head"]
 
@@ -30,7 +31,7 @@ def test_old_run_resumes(name, tmp_path):
     """From its first checkpoint on, with the metrics that it had; floats differ between CPUs."""
     workdir = shutil.copytree(golden.FOLDER / name, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "12")
-    config = runs.recipe.load_config(workdir)
+    config = load_config(workdir)
     runs.train(config, workdir)
     for line, before in zip(read_metrics(workdir), read_metrics(golden.FOLDER / name), strict=True):
         assert line.keys() == before.keys()

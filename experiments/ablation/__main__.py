@@ -31,6 +31,7 @@ from experiments.ablation.plots import plot_curves, plot_tradeoff
 from experiments.ablation.significance import compare
 from experiments.ablation.sweep import make_jobs, outcome, run_jobs
 from resnest_jax import cli
+from resnest_jax.config import complete, model_fields
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.files import replace_file
@@ -81,7 +82,7 @@ def main(_: list[str]) -> int:
         return write_costs(models, _setting(None), workdir)
     configs = {cell.name: cell_config(CONFIG.value, cell) for cell in cells}
     refuse_twins(configs)
-    models = model_fields(configs)
+    models = cell_models(configs)
     if COSTS_ONLY.value:
         return write_costs(models, _setting(CONFIG.value), workdir)
     return sweep(cells, configs, models, baseline, workdir)
@@ -131,7 +132,7 @@ def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) 
     return 0
 
 
-def model_fields(configs: dict[str, ConfigDict]) -> dict[str, dict]:
+def cell_models(configs: dict[str, ConfigDict]) -> dict[str, dict]:
     """Fields of each cell's model, with the number of classes of its data set."""
     classes: dict[tuple, int] = {}
     models = {}
@@ -141,13 +142,14 @@ def model_fields(configs: dict[str, ConfigDict]) -> dict[str, dict]:
             # Opened here, it is also prepared but once, before runs that are done side by side.
             opened = open_dataset(source[0], train_split=source[1], eval_split=source[2])
             classes[source] = len(opened.class_names)
-        models[cell] = {"num_classes": classes[source], **config.model.to_dict()}
+        models[cell] = {"num_classes": classes[source], **model_fields(config)}
     return models
 
 
 def _setting(config: ConfigDict | None) -> costs.Setting:
     image_size, batch_size = (224, 8)
     if config is not None:
+        config = complete(config)
         image_size, batch_size = config.image_size, min(config.batch_size, 64)
     if not isinstance(image_size, int):
         image_size = max(side for _, side in image_size)  # pairs (epoch, side)

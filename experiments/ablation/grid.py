@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from resnest_jax import create_model
+from resnest_jax.config import FREE_SECTIONS, complete, differences, flatten, model_fields
 from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import MODELS
-from resnest_jax.recipe import FREE_SECTIONS
 
 CELL = re.compile(r"(0|[1-9]\d*)s[1-9]\d*x[1-9]\d*d")
 FAMILY = "resnest50"
@@ -114,16 +114,17 @@ def family_of(config: ConfigDict | None) -> str:
 
 
 def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
-    """The recipe with what the cell changes.
+    """Return the completed recipe with the changes of the cell.
 
     Raises:
       InputError: if there is no such key, a value is of another type, or the model cannot be.
     """
-    changed = config.copy_and_resolve_references()
-    with changed.unlocked():
-        for key, value in _all_changes(cell, family_of(config)).items():
-            _set(changed, cell.name, key, value)
-    check_model(changed.model.to_dict(), cell.name)
+    config = complete(config)
+    try:
+        changed = complete(flatten(config) | _all_changes(cell, family_of(config)))
+    except InputError as error:
+        raise InputError(f"cell {cell.name}: {error}") from None
+    check_model(model_fields(changed), cell.name)
     return changed
 
 
@@ -149,23 +150,6 @@ def _all_changes(cell: Cell, family: str) -> Changes:
     return {"model.name": model_name(family, cell.variant)} | cell.changes
 
 
-def _set(config: ConfigDict, cell: str, key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    where = config
-    for section in sections:
-        where = where.get(section) if isinstance(where, ConfigDict) else None
-    free = sections == ["model"]  # any field of create_model can stand there
-    if not isinstance(where, ConfigDict) or (last not in where and not free):
-        raise InputError(f"cell {cell}: the config has no key {key!r}")
-    try:
-        where[last] = value
-    except TypeError:
-        raise InputError(
-            f"cell {cell}: {key} must be like {where[last]!r}, a {type(where[last]).__name__}; "
-            f"got {value!r}"
-        ) from None
-
-
 def refuse_twins(configs: dict[str, ConfigDict]) -> None:
     """Raise InputError if two cells, however they are written, are one and the same run."""
     seen: dict[str, str] = {}
@@ -176,6 +160,15 @@ def refuse_twins(configs: dict[str, ConfigDict]) -> None:
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Twelve digits of what a result depends on besides the seed."""
-    tree = {k: v for k, v in config.to_dict().items() if k not in (*FREE_SECTIONS, "seed")}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+    """Return twelve digits of what a result depends on besides the seed.
+
+    They are of the task and of what differs from its defaults: a new key changes no old hash.
+    """
+    config = complete(config)
+    changed = {
+        key: value
+        for key, value in differences(config).items()
+        if key.split(".")[0] not in (*FREE_SECTIONS, "seed")
+    }
+    text = json.dumps({"task": config.task, **changed}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from resnest_jax import runs
+from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.training.metric_writer import write_json
 
@@ -39,7 +39,7 @@ def run_one(folder: Path) -> None:
     with _locked(folder):
         if (folder / RESULT).exists():
             return
-        config = ConfigDict(json.loads((folder / JOB).read_text()))
+        config = complete(json.loads((folder / JOB).read_text()))
         try:
             summary = runs.train(config, folder)
         except Exception as error:

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 
 from experiments.timing import random_variables
 from resnest_jax.models.folding import fold
+from resnest_jax.tasks.classification.recipe import HEAD_ALONE
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import create_state
 from resnest_jax.training.step import make_train_step
 from resnest_jax.training.task import Batches
-
-HEAD_ALONE = "^(?!head/)"  # freezes all but the head
 
 
 class Program(NamedTuple):

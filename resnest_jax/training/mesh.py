@@ -30,7 +30,7 @@ def shard(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def check_batch_size(batch_size: int, accumulate: int) -> None:
+def check_batch_size(batch_size: int, accumulate: int, field: str = "batch_size") -> None:
     """Raise InputError unless it is a positive multiple of devices x accumulate."""
     devices = jax.device_count()
     if accumulate < 1:
@@ -38,5 +38,5 @@ def check_batch_size(batch_size: int, accumulate: int) -> None:
     if batch_size < 1 or batch_size % (devices * accumulate):
         times = f" times parallel.accumulate {accumulate}" if accumulate > 1 else ""
         raise InputError(
-            f"batch_size {batch_size} must be a positive multiple of the {devices} devices{times}"
+            f"{field} {batch_size} must be a positive multiple of the {devices} devices{times}"
         )

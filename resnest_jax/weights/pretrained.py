@@ -31,7 +31,6 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 # A directory that holds weights alone: the model as in a run's config, and the variables.
 MODEL_FILE = "model.json"
 WEIGHTS_FOLDER = "weights"
-RUN_FILE = "config.json"
 
 
 class Source(NamedTuple):
@@ -266,18 +265,23 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
     Raises:
       InputError: if it holds neither a run nor weights.
     """
+    from resnest_jax.config import complete, model_fields
+    from resnest_jax.workdir import CONFIG
+
     is_run = not (path / MODEL_FILE).is_file()
-    file = path / (RUN_FILE if is_run else MODEL_FILE)
+    file = path / (CONFIG if is_run else MODEL_FILE)
     try:
         content = json.loads(file.read_text())
-        description = dict(content["model"] if is_run else content)
-        description["name"]
+        config = content if is_run else {"model": content}
+        config["model"]["name"]  # there is a default, but not of weights
+        description = model_fields(complete(config))
     except FileNotFoundError:
         raise InputError(
-            f"weights {path}: it has neither {RUN_FILE} of a run nor {MODEL_FILE}"
+            f"weights {path}: it has neither {CONFIG} of a run nor {MODEL_FILE}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} does not describe a model: {error!r}") from error
+        problem = error if isinstance(error, InputError) else repr(error)
+        raise InputError(f"{file} does not describe a model: {problem}") from error
     return description, is_run
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
+from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification.task import MEAN, STD
 
@@ -27,7 +28,7 @@ def draw_batch(config: ConfigDict, path: Path, split: str, count: int, step: int
     Raises:
       InputError: if the config or the data is not usable, or the picture cannot be written.
     """
-    config = config.copy_and_resolve_references()
+    config = complete(config)
     first = step * config.batch_size // count  # counted in batches of the picture's size
     config.batch_size, config.parallel.accumulate = count, 1
     run = recipe.build(config)

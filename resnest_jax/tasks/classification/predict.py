@@ -14,7 +14,6 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from resnest_jax import recipe
 from resnest_jax.data.crops import test_crop
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
@@ -23,6 +22,7 @@ from resnest_jax.models.zoo import MODELS
 from resnest_jax.tasks.classification.explain import Explanation, draw, explain
 from resnest_jax.tasks.classification.task import normalize
 from resnest_jax.weights.pretrained import describe_directory, load_pretrained
+from resnest_jax.workdir import CONFIG, load_config
 
 BATCH = 8
 TOP = 5
@@ -110,8 +110,8 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
       InputError: if there is no such model or file, or neither names a model.
     """
     workdir = Path(weights or "").expanduser()
-    if weights and (workdir / recipe.CONFIG).is_file():
-        config = recipe.load_config(workdir)
+    if weights and (workdir / CONFIG).is_file():
+        config = load_config(workdir)
         model, variables = load_pretrained(name or config.model.name, source=weights)
         size = image_size or config.eval_image_size
         transform = partial(test_crop, size=size, rule=config.eval_crop)

@@ -1,0 +1,131 @@
+"""Configs: every key of every task, its default and what it is for.
+
+A recipe in ``configs/`` states what differs from ``default_config(task)``. ``complete`` gives all
+keys of a stored or a hand-written config, old ones included.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnest_jax.config.classification import classification_keys
+from resnest_jax.config.common import common_keys
+from resnest_jax.errors import InputError
+
+# Task -> its keys besides the common ones; sections of the same name are merged.
+TASKS: dict[str, Callable[[], dict[str, Any]]] = {"classification": classification_keys}
+# Old key -> new key, of stored configs.
+RENAMED = {"model.expression": "model.implementation"}
+# Sections that do not affect results: they may change when a run is resumed.
+FREE_SECTIONS = ("loader", "checkpoint")
+
+_NOT_FIELDS = ("frozen_stages",)  # keys of config.model that are not fields of the module
+_TYPES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    tuple: "a tuple",
+    object: "an integer or a tuple of pairs",  # image_size
+}
+
+
+def default_config(task: str) -> ConfigDict:
+    """Return all keys of a task with their defaults, locked.
+
+    Raises:
+      InputError: if there is no such task.
+    """
+    if task not in list(TASKS):  # a list: what is given may be unhashable
+        raise InputError(f"config.task must be one of {', '.join(TASKS)}; got {task!r}")
+    config = ConfigDict(common_keys())
+    config.update(TASKS[task]())
+    config.task = task
+    return config.lock()
+
+
+def complete(values: Mapping[str, Any] | ConfigDict) -> ConfigDict:
+    """Return the defaults of the config's task, updated with the given values.
+
+    Lists become tuples, and integers become floats where the default is one. The result is a new
+    config, locked.
+
+    Args:
+      values: a config, complete or not, in sections or by dotted key, or what JSON gives back of
+        one. Old names of keys are understood.
+
+    Raises:
+      InputError: if the task or a key is unknown, or a value is of the wrong type.
+    """
+    given = flatten(values)
+    for old, new in RENAMED.items():
+        if old in given and new in given:
+            raise InputError(f"config.{old} is now config.{new}, which is given too; remove it")
+        if old in given:
+            given[new] = given.pop(old)
+    config = default_config(given.get("task", "classification"))
+    for key, value in given.items():
+        _set(config, key, value)
+    return config
+
+
+def flatten(values: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """Return the values of a config by dotted key."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def differences(config: ConfigDict) -> dict[str, Any]:
+    """Return the values, by dotted key, that are not the defaults of the config's task."""
+    defaults = flatten(default_config(config.task))
+    return {key: value for key, value in flatten(config).items() if value != defaults[key]}
+
+
+def model_fields(config: ConfigDict) -> dict[str, Any]:
+    """Return what ``create_model`` takes of ``config.model``: the name and the fields given."""
+    fields = config.model.to_dict()
+    fields["expression"] = fields.pop("implementation")  # until the module has the new name
+    return {k: v for k, v in fields.items() if v is not None and k not in _NOT_FIELDS}
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    section, where = config, "config"
+    *sections, last = key.split(".")
+    for name in sections:
+        section, where = _member(section, name, where), f"{where}.{name}"
+    default = _member(section, last, where)
+    if isinstance(default, ConfigDict):
+        raise InputError(
+            f"{where}.{last} must be a section with keys of {', '.join(default)}; got {value!r}"
+        )
+    kind = section.get_type(last)
+    section[last] = _checked(f"{where}.{last}", _tuples(value), kind, optional=default is None)
+
+
+def _member(section: Any, name: str, where: str) -> Any:
+    if not isinstance(section, ConfigDict):
+        raise InputError(f"{where} is a value and has no keys; got {where}.{name}")
+    if name not in section:
+        raise InputError(f"{where} has no key {name!r}; its keys are {', '.join(section)}")
+    return section[name]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _checked(name: str, value: Any, kind: type, optional: bool) -> Any:
+    """Return the value as the kind that the default is of."""
+    if value is None and optional:
+        return None
+    allowed = {float: (int, float), object: (int, tuple)}.get(kind, kind)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        also = ", or None for the model's own" if optional else ""
+        raise InputError(f"{name} must be {_TYPES[kind]}{also}; got {value!r}")
+    return float(value) if kind is float else value

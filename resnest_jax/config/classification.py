@@ -1,0 +1,69 @@
+"""Keys of classification besides the common ones, with their defaults, which never change."""
+
+from typing import Any
+
+from ml_collections.config_dict import FieldReference, placeholder
+
+
+def classification_keys() -> dict[str, Any]:
+    """Keys and defaults of classification."""
+    return {
+        "model": resnest_keys(),
+        # Side of the training images, or pairs (epoch, side) from epoch 0 on: ((0, 128), (5, 160)).
+        "image_size": FieldReference(224, field_type=object),
+        "eval_image_size": 224,
+        # Part of a test image: "whole", "authors" or a fraction of its short side ("0.875").
+        "eval_crop": "authors",
+        "loss": {
+            "name": "softmax",  # or "sigmoid": binary cross-entropy
+            "label_smoothing": 0.0,
+            "smooth_over": "all",  # classes that share the smoothing: "all", or the "others"
+        },
+        "augment": {
+            "crop": "center",  # or "inception", "efficientnet": random crops
+            "shift": 0.0,  # largest random shift, of the side, in both directions
+            "flip": False,
+            "policy": "none",  # or "autoaugment", "randaugment"
+            "policy_layers": 2,  # operators per image, of RandAugment
+            "policy_magnitude": 12,  # of 30, of RandAugment
+            "jitter": 0.0,  # brightness, contrast and saturation, each by at most this factor
+            "lighting": 0.0,  # standard deviation of the noise along ImageNet's colour axes
+            "erasing": 0.0,  # probability of erasing a box
+            "repeats": 1,  # augmented copies of an image in a batch
+        },
+        "mix": {
+            "mixup": 0.0,  # a of Beta(a, a); 0: none
+            "cutmix": 0.0,  # likewise; with both, one of them per batch or image
+            "per_sample": False,  # one draw per image, not per batch
+        },
+    }
+
+
+def resnest_keys() -> dict[str, Any]:
+    """Name and fields of a ``ResNeSt``; None is the value of the named model."""
+    return {
+        "name": "resnest50",
+        "stage_sizes": placeholder(tuple),  # blocks in stages 1 to 4
+        "num_classes": placeholder(int),  # None: those of the data set
+        "radix": placeholder(int),
+        "cardinality": placeholder(int),
+        "bottleneck_width": placeholder(int),
+        "planes": (64, 128, 256, 512),  # base widths of the stages
+        "stem_width": placeholder(int),
+        "deep_stem": placeholder(bool),  # three 3x3 convolutions, or one 7x7
+        "avg_down": placeholder(bool),  # average-pooled shortcuts
+        "avd": placeholder(bool),  # average-pool downsampling in the block
+        "avd_first": placeholder(bool),  # before its 3x3
+        "attention": placeholder(str),  # "split", "se" or "sk"
+        "output_stride": placeholder(int),  # 8, 16 or 32
+        "dropout": placeholder(float),  # before the head
+        "drop_block": 0.0,  # rate in stages 3 and 4, rising linearly from 0
+        "drop_path": 0.0,  # stochastic depth of the last block, rising with depth
+        "norm": "batch",  # "frozen": batch norms stay as loaded
+        "remat": (),  # stages to recompute in the backward pass: (1, 2) saves memory
+        "zero_init_last": True,  # each block starts as its shortcut
+        "implementation": "auto",  # of grouped convolutions
+        "platform": placeholder(str),  # that "auto" picks for; None: where the program runs
+        "dtype": "float32",  # of activations; "bfloat16" on a GPU or TPU
+        "frozen_stages": 0,  # n: the stem and stages 1 to n are not trained
+    }

@@ -1,0 +1,145 @@
+"""From a config to the parts of a classification run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from resnest_jax.config import model_fields
+from resnest_jax.data.batches import Batches, LoaderOptions
+from resnest_jax.data.sources import Dataset
+from resnest_jax.data.sources import open_dataset as open_source
+from resnest_jax.errors import InputError
+from resnest_jax.models.resnest import MIN_SIZE
+from resnest_jax.models.zoo import create_model
+from resnest_jax.tasks.classification.mixing import Mixing
+from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
+from resnest_jax.tasks.parts import Parts
+from resnest_jax.training.task import Variables
+from resnest_jax.weights.pretrained import load_pretrained
+
+HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
+
+
+def check(config: ConfigDict) -> None:
+    """Raise InputError for a key that is out of range, as far as that is known without the data."""
+    _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
+    _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
+    if config.pretrained.train == "head" and config.model.norm != "frozen":
+        raise InputError("pretrained.train 'head' needs model.norm 'frozen'")
+    if not 0 <= config.model.frozen_stages <= 4:
+        raise InputError(f"model.frozen_stages must be in [0, 4]; got {config.model.frozen_stages}")
+    if config.eval_image_size < MIN_SIZE:
+        raise InputError(
+            f"eval_image_size must be at least {MIN_SIZE}; got {config.eval_image_size}"
+        )
+    create_model(**model_fields(config))
+
+
+def open_dataset(config: ConfigDict) -> Dataset:
+    """Open the data set that the config names."""
+    splits = {"train_split": config.train_split, "eval_split": config.eval_split}
+    return open_source(config.dataset, **splits)
+
+
+def build(
+    config: ConfigDict, dataset: Dataset, steps_per_epoch: float, workdir: Path | None
+) -> Parts:
+    """Build the parts of the run.
+
+    Args:
+      config: complete and checked.
+      workdir: directory for the list of unreadable records.
+
+    Raises:
+      InputError: if the config does not fit the data set.
+    """
+    fields = _model_fields(config, dataset)
+    image_sizes = _image_sizes(config.image_size, steps_per_epoch)
+    loss = config.loss.to_dict()
+    task = Classification(
+        create_model(**fields),
+        fields["num_classes"],
+        image_sizes[0][1],
+        loss_name=loss.pop("name"),
+        mixing=Mixing(**config.mix, groups=fields["norm_groups"]),
+        **loss,
+    )
+    return Parts(
+        task,
+        _batches(config, dataset, image_sizes, workdir),
+        pretrained=_pretrained(config.pretrained.weights, fields),
+        norm_groups=fields["norm_groups"],
+        freeze=_freeze(config),
+    )
+
+
+def _model_fields(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+    """What ``create_model`` takes: the config's fields, classes, groups of batch statistics."""
+    fields, num_classes = model_fields(config), len(dataset.class_names)
+    if fields.setdefault("num_classes", num_classes) != num_classes:
+        raise InputError(
+            f"model.num_classes is {fields['num_classes']}, but {config.dataset} has "
+            f"{num_classes} classes; leave it out"
+        )
+    groups = jax.device_count() if config.parallel.batch_norm == "device" else 1
+    return fields | {"norm_groups": groups}
+
+
+def _image_sizes(sizes: Any, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:
+    """(first step, side) of the training images, from a side or from pairs (epoch, side)."""
+    pairs = [(0, sizes)] if isinstance(sizes, int) else [tuple(pair) for pair in sizes]
+    epochs = [epoch for epoch, _ in pairs]
+    rising = epochs[:1] == [0] and epochs == sorted(set(epochs))
+    if not rising or min(side for _, side in pairs) < MIN_SIZE:
+        raise InputError(
+            f"image_size must be a side of at least {MIN_SIZE} pixels, or pairs (epoch, side) from "
+            f"epoch 0 on; {sizes=}"
+        )
+    return tuple((round(epoch * steps_per_epoch), side) for epoch, side in pairs)
+
+
+def _batches(
+    config: ConfigDict,
+    dataset: Dataset,
+    image_sizes: tuple[tuple[int, int], ...],
+    workdir: Path | None,
+) -> Batches:
+    augment = config.augment.to_dict()
+    options = LoaderOptions(
+        batch_size=config.batch_size,
+        # By default no more at a time than in training.
+        eval_batch_size=config.evaluation.batch_size
+        or config.batch_size // config.parallel.accumulate,
+        seed=config.seed,
+        repeats=augment.pop("repeats"),
+        unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
+        **config.loader,
+    )
+    transforms = [(step, TrainTransform(size, **augment)) for step, size in image_sizes]
+    eval_transform = EvalTransform(config.eval_image_size, config.eval_crop)
+    return Batches(dataset, transforms, eval_transform, options)
+
+
+def _pretrained(weights: str, fields: dict[str, Any]) -> Callable[[], Variables] | None:
+    """A function that loads the weights to start from; None for new ones."""
+    if weights == "none":
+        return None
+    source = None if weights == "published" else weights
+    others = {name: value for name, value in fields.items() if name != "name"}
+    return lambda: load_pretrained(fields["name"], source, **others)[1]
+
+
+def _freeze(config: ConfigDict) -> str:
+    if config.pretrained.train == "head":
+        return HEAD_ALONE
+    stages = config.model.frozen_stages
+    return f"^(stem|stage[1-{stages}]_block\\d+)/" if stages else ""
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{field} must be one of {choices}; got {value!r}")

@@ -1,0 +1,23 @@
+"""What the recipe of a task returns."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from resnest_jax.training.task import Batches, Task, Variables
+
+
+class Parts(NamedTuple):
+    """The parts of a run that depend on its task.
+
+    Attributes:
+      pretrained, new_modules: see ``training.run.Run``.
+      norm_groups: parts of a batch with batch statistics of their own.
+      freeze: regex of the paths of parameters that the task freezes; empty: none.
+    """
+
+    task: Task
+    batches: Batches
+    pretrained: Callable[[], Variables] | None = None
+    new_modules: tuple[str, ...] = ()
+    norm_groups: int = 1
+    freeze: str = ""
