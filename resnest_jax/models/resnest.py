@@ -156,7 +156,8 @@ class ResNeSt(nn.Module):
       remat: stages whose activations are computed again in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
       expression: how grouped convolutions are written, see ``models.convolution.conv2d``.
-      dtype: dtype of activations; parameters, statistics and logits are float32.
+      dtype: dtype of activations; parameters, statistics and logits are float32. With float64,
+        which needs ``jax.enable_x64``, logits are float64 too.
 
     Raises:
       InputError: on a field out of range or images of another rank or too small.
@@ -256,7 +257,7 @@ class ResNeSt(nn.Module):
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
     ) -> jax.Array:
         x = self.features(images, train, progress)["c5"]
-        x = jnp.mean(x, (1, 2), dtype=jnp.float32)
+        x = jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         x = self.head_dropout(x, deterministic=not train)
         return self.head(x) if self.num_classes else x
 
