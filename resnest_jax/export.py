@@ -59,7 +59,7 @@ def export(
     if channels != 3:
         raise InputError(f"only models of RGB images can be exported; these have {channels}")
     if set(platforms) != {"cpu"}:
-        model = model.clone(expression="grouped")  # "auto" would decide for this machine
+        model = model.clone(implementation="grouped")  # "auto" would decide for this machine
     folded, variables = fold(model, variables)
 
     @jax.jit

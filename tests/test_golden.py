@@ -80,15 +80,15 @@ ON_ONE_DEVICE = ["winograd", "split,split,winograd"]
 def test_logits_by_winograd():
     case = next(iter(golden.CASES))
     name, fields, shape, seed = golden.CASES[case]
-    model, variables = golden.build(name, fields | {"expression": "winograd"})
+    model, variables = golden.build(name, fields | {"implementation": "winograd"})
     logits = jax.jit(model.apply)(variables, golden.images(shape, seed))
     assert_close(logits, golden.golden(case, "logits"))
 
 
-@pytest.mark.parametrize("expression", ["auto", *ON_ONE_DEVICE])
-def test_training(expression):
+@pytest.mark.parametrize("implementation", ["auto", *ON_ONE_DEVICE])
+def test_training(implementation):
     case, (name, fields, shape, seed) = golden.TRAIN_CASE
-    model, variables = golden.build(name, fields | {"expression": expression})
+    model, variables = golden.build(name, fields | {"implementation": implementation})
     labels = 7 * np.arange(shape[0])
 
     def loss_fn(params, images):

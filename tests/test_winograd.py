@@ -21,14 +21,14 @@ def test_value_and_gradients_are_those_of_the_convolution(monkeypatch, tiles, si
     kernel = jnp.asarray(rng.standard_normal((3, 3, 4, 6 * groups), np.float32))
     cotangent = jnp.asarray(rng.standard_normal((6, *size, 6 * groups), np.float32))
     results = {}
-    for expression in ("winograd", "grouped"):
+    for implementation in ("winograd", "grouped"):
 
-        def run(x, kernel, cotangent, expression=expression):
-            conv = partial(conv2d, groups=groups, expression=expression)
+        def run(x, kernel, cotangent, implementation=implementation):
+            conv = partial(conv2d, groups=groups, implementation=implementation)
             y, gradient = jax.vjp(lambda x, kernel: conv(x, kernel), x, kernel)
             return y, *gradient(cotangent)
 
-        results[expression] = jax.jit(run)(x, kernel, cotangent)
+        results[implementation] = jax.jit(run)(x, kernel, cotangent)
     for ours, expected in zip(results["winograd"], results["grouped"], strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -43,7 +43,7 @@ def test_folded_kernels_are_transformed_and_logits_equal():
     assert "winograd" in folded_variables["params"]["stage4_block1"]["conv2"]["conv"]
     actual = jax.jit(folded.apply)(folded_variables, images)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-    plain, plain_variables = fold(model.clone(expression="grouped"), variables)
+    plain, plain_variables = fold(model.clone(implementation="grouped"), variables)
     assert "kernel" in plain_variables["params"]["stage4_block1"]["conv2"]["conv"]
     actual = jax.jit(plain.apply)(plain_variables, images)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

@@ -30,7 +30,7 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
 
     Returns:
       The model with ``norm="folded"``, and ``{"params"}`` for it, float32 (computed in float64).
-      On CPU, with expression ``"auto"``, wide 3x3 kernels are stored as ``models.winograd``
+      On CPU, with implementation ``"auto"``, wide 3x3 kernels are stored as ``models.winograd``
       transforms them, in place of ``kernel``.
 
     Raises:
@@ -50,7 +50,7 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
             params[*conv, "bias"] = params[*conv, "bias"] * factor
         params[*norm, "bias"] = params[*norm, "bias"] - stats[*norm, "mean"] * factor
     precise = jnp.dtype(model.dtype) == jnp.float32
-    if model.expression == "auto" and precise and jax.default_backend() == "cpu":
+    if model.implementation == "auto" and precise and jax.default_backend() == "cpu":
         for conv, groups in winograd_convolutions(model):
             kernels = np.split(params.pop((*conv, "kernel")), groups, -1)
             params[*conv, "winograd"] = [winograd.transform_kernel(k) for k in kernels]

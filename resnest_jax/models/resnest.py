@@ -10,7 +10,7 @@ from flax.typing import Dtype
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.attention_units import SelectiveKernel, SqueezeExcitation
-from resnest_jax.models.convolution import Conv, check_expression, uniform_init
+from resnest_jax.models.convolution import Conv, check_implementation, uniform_init
 from resnest_jax.models.normalization import MODES, BatchNorm
 from resnest_jax.models.pooling import average_pool, max_pool, shortcut_pool
 from resnest_jax.models.regularization import DropBlock, drop_path
@@ -155,7 +155,7 @@ class ResNeSt(nn.Module):
         gives the paper's, which were not synchronised.
       remat: stages whose activations are computed again in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
-      expression: how grouped convolutions are written, see ``models.convolution.conv2d``.
+      implementation: how grouped convolutions are written, see ``models.convolution.conv2d``.
       dtype: dtype of activations; parameters, statistics and logits are float32. With float64,
         which needs ``jax.enable_x64``, logits are float64 too.
 
@@ -183,7 +183,7 @@ class ResNeSt(nn.Module):
     norm_groups: int = 1
     remat: tuple[int, ...] = ()
     zero_init_last: bool = True
-    expression: str = "auto"
+    implementation: str = "auto"
     dtype: Dtype = jnp.float32
 
     def __post_init__(self):
@@ -191,7 +191,7 @@ class ResNeSt(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        conv = partial(Conv, expression=self.expression, dtype=self.dtype)
+        conv = partial(Conv, implementation=self.implementation, dtype=self.dtype)
         norm = partial(BatchNorm, mode=self.norm, groups=self.norm_groups, dtype=self.dtype)
         self.stem = Stem(2 * self.stem_width, self.deep_stem, conv, norm)
         remat_block = nn.remat(Bottleneck, static_argnums=(2,))  # train
@@ -285,7 +285,7 @@ def _check_fields(model: ResNeSt) -> None:
         value = getattr(model, field)
         if len(value) != 4 or any(not isinstance(n, int) or n < 1 for n in value):
             raise InputError(f"model field {field} must be four positive integers; got {value!r}")
-    check_expression(model.expression)
+    check_implementation(model.implementation)
     choices = {"output_stride": (8, 16, 32), "attention": ATTENTIONS, "norm": MODES}
     for field, allowed in choices.items():
         if (value := getattr(model, field)) not in allowed:
