@@ -290,6 +290,7 @@ def test_a_single_image_cannot_train():
         ("resnest50", {"planes": (64, 128)}, "planes must be four positive integers"),
         ("resnest50", {"implementation": "fast"}, "implementation must be 'auto', one of"),
         ("resnest50", {"implementation": "split,split"}, "three of these .* got 'split,split'"),
+        ("resnest50", {"platform": "gpu"}, r"platform must be None or one of .*cuda.* got 'gpu'"),
         ("resnest50", {"attention": "se"}, "attention 'se' needs radix 0; got 2"),
         ("resnest50", {"norm": "group"}, r"norm must be one of .*frozen.*got 'group'"),
         ("resnest50", {"drop_block": -0.1}, r"drop_block must be in \[0, 1\)"),

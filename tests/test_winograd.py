@@ -43,7 +43,8 @@ def test_folded_kernels_are_transformed_and_logits_equal():
     assert "winograd" in folded_variables["params"]["stage4_block1"]["conv2"]["conv"]
     actual = jax.jit(folded.apply)(folded_variables, images)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-    plain, plain_variables = fold(model.clone(implementation="grouped"), variables)
-    assert "kernel" in plain_variables["params"]["stage4_block1"]["conv2"]["conv"]
-    actual = jax.jit(plain.apply)(plain_variables, images)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    for field in ({"implementation": "grouped"}, {"platform": "tpu"}):
+        plain, plain_variables = fold(model.clone(**field), variables)
+        assert "kernel" in plain_variables["params"]["stage4_block1"]["conv2"]["conv"]
+        actual = jax.jit(plain.apply)(plain_variables, images)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

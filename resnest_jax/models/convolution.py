@@ -11,6 +11,7 @@ from jax import lax
 
 from resnest_jax.errors import InputError
 from resnest_jax.models import winograd
+from resnest_jax.models.platforms import on_cpu
 
 IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches")
 
@@ -39,6 +40,7 @@ class Conv(nn.Module):
       features: output channels, a multiple of ``groups``.
       groups: number of groups; divides the input channels too.
       implementation: how a grouped convolution is written for XLA, see ``conv2d``.
+      platform: where it is to run, see ``models.platforms.on_cpu``.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -52,6 +54,7 @@ class Conv(nn.Module):
     groups: int = 1
     use_bias: bool = False
     implementation: str = "auto"
+    platform: str | None = None
     dtype: Dtype = jnp.float32
     kernel_init: Initializer = conv_init
 
@@ -72,7 +75,8 @@ class Conv(nn.Module):
         else:
             shape = (self.kernel_size, self.kernel_size, fan_in, self.features)
             kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-            x = conv2d(x, kernel, self.strides, self.dilation, self.groups, self.implementation)
+            settings = (self.strides, self.dilation, self.groups)
+            x = conv2d(x, kernel, *settings, self.implementation, self.platform)
         if self.use_bias:
             init = uniform_init(fan_in * self.kernel_size**2)
             bias = self.param("bias", init, (self.features,)).astype(self.dtype)
@@ -87,6 +91,7 @@ def conv2d(
     dilation: int = 1,
     groups: int = 1,
     implementation: str = "auto",
+    platform: str | None = None,
 ) -> jax.Array:
     """Grouped convolution of (B, H, W, C_in) with an HWIO kernel of (k, k, C_in / groups, C_out).
 
@@ -97,7 +102,7 @@ def conv2d(
       ``winograd``: Winograd's algorithm a group (``models.winograd``), where it exists: 3x3,
         without strides or dilation; elsewhere as ``split``;
       ``patches``: the pixels under the kernel side by side and one matrix product a group;
-      ``auto``: what was measured to be fastest, see ``_fastest``.
+      ``auto``: what was measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
     Three of them, ``"split,split,winograd"``, are those of the value, of the gradient of ``x``
     and of the gradient of the kernel. A 1x1 convolution is a matrix product a group, whatever
     the implementation. ``winograd`` and three different ones have no forward-mode derivative.
@@ -108,9 +113,10 @@ def conv2d(
     check_implementation(implementation)
     if kernel.shape[:2] == (1, 1):
         return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
-    if implementation == "auto":
-        implementation = _fastest(x, kernel.shape, strides, dilation, groups)
     settings = (strides, dilation, groups)
+    if implementation == "auto":
+        cpu = on_cpu(platform)
+        implementation = _fastest_on_cpu(x, kernel.shape, *settings) if cpu else "grouped"
     if "," in implementation:
         return _mixed(x, kernel, settings, tuple(implementation.split(",")))
     return _run(x, kernel, settings, implementation)
@@ -127,9 +133,11 @@ def check_implementation(implementation: str) -> None:
         )
 
 
-def _fastest(x: jax.Array, kernel_shape: tuple, strides: int, dilation: int, groups: int) -> str:
+def _fastest_on_cpu(
+    x: jax.Array, kernel_shape: tuple[int, ...], strides: int, dilation: int, groups: int
+) -> str:
     """The implementation for a shape: from ``python -m experiments.benchmark --layers --train``."""
-    if jax.default_backend() != "cpu" or groups > 8:
+    if groups > 8:
         return "grouped"
     batch, height, width, in_channels = x.shape
     kernel_size, _, group_channels, _ = kernel_shape

@@ -12,6 +12,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.models.attention_units import SelectiveKernel, SqueezeExcitation
 from resnest_jax.models.convolution import Conv, check_implementation, uniform_init
 from resnest_jax.models.normalization import MODES, BatchNorm
+from resnest_jax.models.platforms import check_platform
 from resnest_jax.models.pooling import average_pool, max_pool, shortcut_pool
 from resnest_jax.models.regularization import DropBlock, drop_path
 from resnest_jax.models.split_attention import SplitAttention
@@ -53,6 +54,7 @@ class Bottleneck(nn.Module):
       avd: average-pool instead of striding, in the blocks that stride or start a stage.
       avd_first: do so before the 3x3 rather than after it.
       downsample: whether the shortcut is a projection.
+      platform: where the pools are to run, see ``ResNeSt``.
       drop_block: rate of DropBlock; drop_path: rate of dropping the branch.
     """
 
@@ -70,6 +72,7 @@ class Bottleneck(nn.Module):
     drop_block: float
     drop_path: float
     last_scale_init: nn.initializers.Initializer
+    platform: str | None
     conv: ModuleDef
     norm: ModuleDef
 
@@ -81,10 +84,10 @@ class Bottleneck(nn.Module):
         out = self.norm(name="bn1")(self.conv(self.width, name="conv1")(x), train)
         out = nn.relu(drop_block(out))
         if self.avd and self.avd_first:
-            out = average_pool(out, self.strides)
+            out = average_pool(out, self.strides, self.platform)
         out = drop_block(self._spatial(out, train))
         if self.avd and not self.avd_first:
-            out = average_pool(out, self.strides)
+            out = average_pool(out, self.strides, self.platform)
         out = self.conv(EXPANSION * self.planes, name="conv3")(out)
         out = self.norm(name="bn3", scale_init=self.last_scale_init)(out, train)
         if self.attention == "se":
@@ -117,7 +120,7 @@ class Bottleneck(nn.Module):
             return x
         strides = self.strides
         if self.avg_down and strides > 1:
-            x, strides = shortcut_pool(x, strides), 1
+            x, strides = shortcut_pool(x, strides, self.platform), 1
         x = self.conv(EXPANSION * self.planes, strides=strides, name="downsample_conv")(x)
         return self.norm(name="downsample_bn")(x, train)
 
@@ -156,6 +159,8 @@ class ResNeSt(nn.Module):
       remat: stages whose activations are computed again in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
       implementation: how grouped convolutions are written, see ``models.convolution.conv2d``.
+      platform: where the network is to run, ``cpu``, ``cuda``, ``rocm`` or ``tpu``: the form of
+        the pools and what ``auto`` is. None is the backend that jax has when it traces.
       dtype: dtype of activations; parameters, statistics and logits are float32. With float64,
         which needs ``jax.enable_x64``, logits are float64 too.
 
@@ -184,6 +189,7 @@ class ResNeSt(nn.Module):
     remat: tuple[int, ...] = ()
     zero_init_last: bool = True
     implementation: str = "auto"
+    platform: str | None = None
     dtype: Dtype = jnp.float32
 
     def __post_init__(self):
@@ -191,13 +197,15 @@ class ResNeSt(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        conv = partial(Conv, implementation=self.implementation, dtype=self.dtype)
+        conv = partial(
+            Conv, implementation=self.implementation, platform=self.platform, dtype=self.dtype
+        )
         norm = partial(BatchNorm, mode=self.norm, groups=self.norm_groups, dtype=self.dtype)
         self.stem = Stem(2 * self.stem_width, self.deep_stem, conv, norm)
         remat_block = nn.remat(Bottleneck, static_argnums=(2,))  # train
         for name, settings in self.block_settings():
             block = remat_block if stage_of(name) in self.remat else Bottleneck
-            setattr(self, name, block(**settings, conv=conv, norm=norm))
+            setattr(self, name, block(**settings, platform=self.platform, conv=conv, norm=norm))
         if self.num_classes:
             fan_in = EXPANSION * self.planes[-1]
             init = uniform_init(fan_in)
@@ -247,7 +255,7 @@ class ResNeSt(nn.Module):
         _check_images(images)
         x = self.stem(images.astype(self.dtype), train)
         endpoints = {"c1": x}
-        x = max_pool(x)
+        x = max_pool(x, self.platform)
         for name, _ in self.block_settings():
             x = getattr(self, name)(x, train, progress)
             endpoints[f"c{stage_of(name) + 1}"] = x
@@ -286,6 +294,7 @@ def _check_fields(model: ResNeSt) -> None:
         if len(value) != 4 or any(not isinstance(n, int) or n < 1 for n in value):
             raise InputError(f"model field {field} must be four positive integers; got {value!r}")
     check_implementation(model.implementation)
+    check_platform(model.platform)
     choices = {"output_stride": (8, 16, 32), "attention": ATTENTIONS, "norm": MODES}
     for field, allowed in choices.items():
         if (value := getattr(model, field)) not in allowed:
