@@ -103,10 +103,31 @@ def test_fold_refuses_what_it_cannot_fold(resnest14):
         resnest_jax.fold(model, variables | {"params": params})
 
 
-def test_other_platforms_get_no_form_that_suits_the_cpu(resnest14):
+@pytest.mark.parametrize("platforms", [["cuda"], ["tpu"], ["cpu", "cuda", "tpu"], ["cpu"]])
+def test_form_is_that_of_the_platform(platforms, resnest14):
+    """Windows and grouped convolutions, but on CPU alone neither; logits are equal."""
     model, variables, _ = resnest14
-    text = export_module.export(model, variables, SIZE, ["cuda"]).mlir_module()
-    assert text.count("feature_group_count = 2") == 4  # one in every block
+    model = model.clone(implementation="split")  # as a run on CPU may have it
+    exported = export_module.export(model, variables, SIZE, platforms)
+    text = exported.mlir_module()
+    assert ("feature_group_count = 2" in text) == (platforms != ["cpu"])
+    assert ("reduce_window" in text) == (platforms != ["cpu"])
+    if "cpu" in platforms:
+        images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+        expected = np.asarray(jax.jit(model.apply)(variables, normalize(images)))
+        assert relative_error(jax.jit(exported.call)(images), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnest14", "resnest50_fast_2s2x40d", "resnet50"])
+def test_forms_of_the_platforms_agree(name):
+    model, variables = golden.build(name, SHALLOW)
+    images = golden.images((2, SIZE, SIZE + 1), 1)
+    logits = {}
+    for platform in (None, "cpu", "cuda"):
+        apply = jax.jit(model.clone(platform=platform).apply)
+        logits[platform] = np.asarray(apply(variables, images))
+    np.testing.assert_array_equal(logits[None], logits["cpu"])
+    assert relative_error(logits["cuda"], logits["cpu"]) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])

@@ -288,8 +288,9 @@ def test_a_single_image_cannot_train():
         ("resnest50", {"dtype": "int8"}, "dtype must be a float dtype; got 'int8'"),
         ("resnest50", {"dtype": "bf17"}, "dtype must be a float dtype; got 'bf17'"),
         ("resnest50", {"planes": (64, 128)}, "planes must be four positive integers"),
-        ("resnest50", {"expression": "fast"}, "expression must be 'auto', one of"),
-        ("resnest50", {"expression": "split,split"}, "three of these .* got 'split,split'"),
+        ("resnest50", {"implementation": "fast"}, "implementation must be 'auto', one of"),
+        ("resnest50", {"implementation": "split,split"}, "three of these .* got 'split,split'"),
+        ("resnest50", {"platform": "gpu"}, r"platform must be None or one of .*cuda.* got 'gpu'"),
         ("resnest50", {"attention": "se"}, "attention 'se' needs radix 0; got 2"),
         ("resnest50", {"norm": "group"}, r"norm must be one of .*frozen.*got 'group'"),
         ("resnest50", {"drop_block": -0.1}, r"drop_block must be in \[0, 1\)"),
@@ -358,3 +359,32 @@ def test_imports_only_jax_flax_numpy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.strip() == "", result.stdout + result.stderr
+
+
+def test_frozen_stages_keep_their_statistics_and_get_no_gradient():
+    """Stem and stage 1 as with frozen norms; the rest as without: two networks, put together."""
+    small = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 3, "norm_groups": 1}
+    model = resnest_jax.create_model("resnest14", frozen_stages=1, **small)
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    stats = jax.tree.map(lambda x: x + 0.25, variables["batch_stats"])
+
+    def loss(params, model):
+        variables = {"params": params, "batch_stats": stats}
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return (logits**2).sum(), updates["batch_stats"]
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    grads, updated = gradient(variables["params"], model)
+    for name, leaves in grads.items():
+        frozen = name == "stem" or name.startswith("stage1")
+        assert frozen == all(not leaf.any() for leaf in jax.tree.leaves(leaves)), name
+        if name != "head":
+            same = jax.tree.map(np.array_equal, updated[name], stats[name])
+            assert frozen == all(jax.tree.leaves(same)), name
+    # Running statistics at the end of stage 1 are those of an evaluation.
+    variables = {"params": variables["params"], "batch_stats": stats}
+    evaluated = model.apply(variables, images, method="features")
+    trained, _ = model.apply(variables, images, True, method="features", mutable=["batch_stats"])
+    np.testing.assert_array_equal(trained["c2"], evaluated["c2"])
+    assert (trained["c3"] != evaluated["c3"]).any()

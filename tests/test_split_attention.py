@@ -64,16 +64,16 @@ def test_attention_is_a_distribution_over_splits():
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 16])
 @pytest.mark.parametrize("size, strides, dilation", [(3, 1, 1), (3, 2, 1), (3, 1, 2), (1, 1, 1)])
-def test_convolution_expressions_agree(groups, size, strides, dilation):
+def test_convolution_implementations_agree(groups, size, strides, dilation):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 9, 8, 16)).astype(np.float32)
     kernel = rng.standard_normal((size, size, 16 // groups, 32)).astype(np.float32)
     expected = direct_convolution(x, kernel, strides, dilation, groups)
     cotangent = rng.standard_normal(expected.shape).astype(np.float32)
 
-    def value_and_gradients(expression):
+    def value_and_gradients(implementation):
         def run(x, kernel, cotangent):
-            conv = partial(conv2d, expression=expression)
+            conv = partial(conv2d, implementation=implementation)
             y, vjp = jax.vjp(lambda x, k: conv(x, k, strides, dilation, groups), x, kernel)
             return y, *vjp(cotangent)
 
@@ -81,8 +81,8 @@ def test_convolution_expressions_agree(groups, size, strides, dilation):
 
     of_xla = value_and_gradients("grouped")
     np.testing.assert_allclose(of_xla[0], expected, rtol=1e-4, atol=1e-4)
-    for expression in ("split", "patches", "auto", "split,winograd,grouped"):
-        for a, b in zip(value_and_gradients(expression), of_xla, strict=True):
+    for implementation in ("split", "patches", "auto", "split,winograd,grouped"):
+        for a, b in zip(value_and_gradients(implementation), of_xla, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -40,7 +40,7 @@ TRICKS = {
 }
 # What makes no other architecture.
 _TRAINING_FIELDS = ("dropout", "drop_block", "drop_path", "zero_init_last", "norm", "norm_groups")
-_TRAINING_FIELDS += ("remat", "expression", "dtype", "parent", "name")
+_TRAINING_FIELDS += ("remat", "implementation", "platform", "dtype", "parent", "name")
 
 
 def published(fields: dict) -> Published | None:

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --model=resnest50 --batch_size=8 --out=/tmp/benchmark
     python -m experiments.benchmark --train               training steps instead of inference
-    python -m experiments.benchmark --layers              every 3x3 layer in every expression
+    python -m experiments.benchmark --layers              every 3x3 layer in every implementation
     python -m experiments.benchmark --profile             time by kind of operation, roofline
     python -m experiments.benchmark --zoo                 speed and published accuracy of the zoo
 
@@ -32,7 +32,7 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bo
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.")
 OUT = flags.DEFINE_string("out", None, "Directory for the results as JSON and PNG.")
 TRAIN = flags.DEFINE_bool("train", False, "Training steps instead of inference.")
-LAYERS = flags.DEFINE_bool("layers", False, "Time every 3x3 layer in every expression.")
+LAYERS = flags.DEFINE_bool("layers", False, "Time every 3x3 layer in every implementation.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace; print time by kind of operation.")
 ZOO = flags.DEFINE_bool("zoo", False, "Time the models with a published accuracy.")
 TORCH = flags.DEFINE_bool("torch", True, "Time PyTorch too, where it is installed.")

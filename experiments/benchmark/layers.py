@@ -1,14 +1,14 @@
-"""Every convolution of a model that is not 1x1, in every expression."""
+"""Every convolution of a model that is not 1x1, in every implementation."""
 
 import flax.linen as nn
 import jax
 
 from experiments.benchmark.ours import compile_program
 from experiments.timing import time_calls
-from resnest_jax.models.layers.convolution import EXPRESSIONS, Conv, conv2d
+from resnest_jax.models.layers.convolution import IMPLEMENTATIONS, Conv, conv2d
 from resnest_jax.models.layers.winograd import exists
 
-# Expressions of the value, of the gradient of x and of that of the kernel.
+# Implementations of the value, of the gradient of x and of that of the kernel.
 MIXED = ("split,split,winograd", "split,winograd,winograd")
 
 
@@ -36,18 +36,18 @@ def rows(model, images: jax.Array, repeats: int, train: bool) -> list[dict]:
         x = jax.random.normal(jax.random.key(0), x_shape, model.dtype)
         kernel = jax.random.normal(jax.random.key(1), kernel_shape, model.dtype)
         calls = {}
-        for expression in ("auto", *EXPRESSIONS, *MIXED * train):
-            if "winograd" in expression and not exists(kernel_shape, *settings[:2]):
+        for implementation in ("auto", *IMPLEMENTATIONS, *MIXED * train):
+            if "winograd" in implementation and not exists(kernel_shape, *settings[:2]):
                 continue
 
-            def forward(x, kernel, settings=settings, expression=expression):
-                return conv2d(x, kernel, *settings, expression)
+            def forward(x, kernel, settings=settings, implementation=implementation):
+                return conv2d(x, kernel, *settings, implementation)
 
             def both(x, kernel, forward=forward):
                 y, gradient = jax.vjp(forward, x, kernel)
                 return y, gradient(y)
 
-            calls[expression] = compile_program(both if train else forward, x, kernel).call
+            calls[implementation] = compile_program(both if train else forward, x, kernel).call
         seconds = time_calls(calls, repeats)
         row = {"input": x_shape, "kernel": kernel_shape, "stride": settings[0]}
         row |= {"groups": settings[2]}

@@ -20,7 +20,6 @@ RENAMED = {"model.expression": "model.implementation"}
 # Sections that do not affect results: they may change when a run is resumed.
 FREE_SECTIONS = ("loader", "checkpoint")
 
-_NOT_FIELDS = ("frozen_stages",)  # keys of config.model that are not fields of the module
 _TYPES = {
     bool: "True or False",
     int: "an integer",
@@ -90,8 +89,7 @@ def differences(config: ConfigDict) -> dict[str, Any]:
 def model_fields(config: ConfigDict) -> dict[str, Any]:
     """Return what ``create_model`` takes of ``config.model``: the name and the fields given."""
     fields = config.model.to_dict()
-    fields["expression"] = fields.pop("implementation")  # until the module has the new name
-    return {k: v for k, v in fields.items() if v is not None and k not in _NOT_FIELDS}
+    return {k: v for k, v in fields.items() if v is not None}
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

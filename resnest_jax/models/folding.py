@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
 from resnest_jax.models.layers.normalization import BatchNorm
+from resnest_jax.models.layers.platforms import on_cpu
 from resnest_jax.models.resnest import ResNeSt
 
 # bnX follows convX; inside a unit with attention bn0 follows conv and bn1 the dense fc1.
@@ -30,8 +31,8 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
 
     Returns:
       The model with ``norm="folded"``, and ``{"params"}`` for it, float32 (computed in float64).
-      On CPU, with expression ``"auto"``, wide 3x3 kernels are stored as ``models.winograd``
-      transforms them, in place of ``kernel``.
+      With implementation ``"auto"`` and for CPU, see ``platform``, wide 3x3 kernels are stored as
+      ``models.winograd`` transforms them, in place of ``kernel``.
 
     Raises:
       InputError: if the model is folded already, or a batch norm has no single convolution.
@@ -50,7 +51,7 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
             params[*conv, "bias"] = params[*conv, "bias"] * factor
         params[*norm, "bias"] = params[*norm, "bias"] - stats[*norm, "mean"] * factor
     precise = jnp.dtype(model.dtype) == jnp.float32
-    if model.expression == "auto" and precise and jax.default_backend() == "cpu":
+    if model.implementation == "auto" and precise and on_cpu(model.platform):
         for conv, groups in winograd_convolutions(model):
             kernels = np.split(params.pop((*conv, "kernel")), groups, -1)
             params[*conv, "winograd"] = [winograd.transform_kernel(k) for k in kernels]

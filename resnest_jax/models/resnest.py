@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax import lax
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers.attention_units import SelectiveKernel, SqueezeExcitation
-from resnest_jax.models.layers.convolution import Conv, check_expression, uniform_init
+from resnest_jax.models.layers.convolution import Conv, check_implementation, uniform_init
 from resnest_jax.models.layers.normalization import MODES, BatchNorm
+from resnest_jax.models.layers.platforms import check_platform
 from resnest_jax.models.layers.pooling import average_pool, max_pool, shortcut_pool
 from resnest_jax.models.layers.regularization import DropBlock, drop_path
 from resnest_jax.models.layers.split_attention import SplitAttention
@@ -53,6 +55,7 @@ class Bottleneck(nn.Module):
       avd: average-pool instead of striding, in the blocks that stride or start a stage.
       avd_first: do so before the 3x3 rather than after it.
       downsample: whether the shortcut is a projection.
+      platform: where the pools are to run, see ``ResNeSt``.
       drop_block: rate of DropBlock; drop_path: rate of dropping the branch.
     """
 
@@ -70,6 +73,7 @@ class Bottleneck(nn.Module):
     drop_block: float
     drop_path: float
     last_scale_init: nn.initializers.Initializer
+    platform: str | None
     conv: ModuleDef
     norm: ModuleDef
 
@@ -81,10 +85,10 @@ class Bottleneck(nn.Module):
         out = self.norm(name="bn1")(self.conv(self.width, name="conv1")(x), train)
         out = nn.relu(drop_block(out))
         if self.avd and self.avd_first:
-            out = average_pool(out, self.strides)
+            out = average_pool(out, self.strides, self.platform)
         out = drop_block(self._spatial(out, train))
         if self.avd and not self.avd_first:
-            out = average_pool(out, self.strides)
+            out = average_pool(out, self.strides, self.platform)
         out = self.conv(EXPANSION * self.planes, name="conv3")(out)
         out = self.norm(name="bn3", scale_init=self.last_scale_init)(out, train)
         if self.attention == "se":
@@ -117,7 +121,7 @@ class Bottleneck(nn.Module):
             return x
         strides = self.strides
         if self.avg_down and strides > 1:
-            x, strides = shortcut_pool(x, strides), 1
+            x, strides = shortcut_pool(x, strides, self.platform), 1
         x = self.conv(EXPANSION * self.planes, strides=strides, name="downsample_conv")(x)
         return self.norm(name="downsample_bn")(x, train)
 
@@ -151,12 +155,17 @@ class ResNeSt(nn.Module):
         depth, arXiv 1603.09382).
       norm: ``batch``; ``frozen`` for fine-tuning with fixed batch norms; ``folded`` for what
         ``resnest_jax.fold`` makes.
+      frozen_stages: n freezes the stem and stages 1 to n: running statistics in training too, and
+        no gradient; 0 is none.
       norm_groups: parts of the batch with batch statistics of their own; the number of devices
         gives the paper's, which were not synchronised.
       remat: stages whose activations are computed again in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
-      expression: how grouped convolutions are written, see ``models.convolution.conv2d``.
-      dtype: dtype of activations; parameters, statistics and logits are float32.
+      implementation: how grouped convolutions are written, see ``models.convolution.conv2d``.
+      platform: where the network is to run, ``cpu``, ``cuda``, ``rocm`` or ``tpu``: the form of
+        the pools and what ``auto`` is. None is the backend that jax has when it traces.
+      dtype: dtype of activations; parameters, statistics and logits are float32. With float64,
+        which needs ``jax.enable_x64``, logits are float64 too.
 
     Raises:
       InputError: on a field out of range or images of another rank or too small.
@@ -179,10 +188,12 @@ class ResNeSt(nn.Module):
     drop_block: float = 0.0
     drop_path: float = 0.0
     norm: str = "batch"
+    frozen_stages: int = 0
     norm_groups: int = 1
     remat: tuple[int, ...] = ()
     zero_init_last: bool = True
-    expression: str = "auto"
+    implementation: str = "auto"
+    platform: str | None = None
     dtype: Dtype = jnp.float32
 
     def __post_init__(self):
@@ -190,13 +201,21 @@ class ResNeSt(nn.Module):
         super().__post_init__()
 
     def setup(self):
-        conv = partial(Conv, expression=self.expression, dtype=self.dtype)
+        conv = partial(
+            Conv, implementation=self.implementation, platform=self.platform, dtype=self.dtype
+        )
         norm = partial(BatchNorm, mode=self.norm, groups=self.norm_groups, dtype=self.dtype)
-        self.stem = Stem(2 * self.stem_width, self.deep_stem, conv, norm)
+        frozen = partial(norm, mode="frozen") if self.norm == "batch" else norm
+        stem_norm = frozen if self.frozen_stages else norm
+        self.stem = Stem(2 * self.stem_width, self.deep_stem, conv, stem_norm)
         remat_block = nn.remat(Bottleneck, static_argnums=(2,))  # train
         for name, settings in self.block_settings():
             block = remat_block if stage_of(name) in self.remat else Bottleneck
-            setattr(self, name, block(**settings, conv=conv, norm=norm))
+            layers = {
+                "conv": conv,
+                "norm": frozen if stage_of(name) <= self.frozen_stages else norm,
+            }
+            setattr(self, name, block(**settings, platform=self.platform, **layers))
         if self.num_classes:
             fan_in = EXPANSION * self.planes[-1]
             init = uniform_init(fan_in)
@@ -245,10 +264,14 @@ class ResNeSt(nn.Module):
         """
         _check_images(images)
         x = self.stem(images.astype(self.dtype), train)
+        if self.frozen_stages:
+            x = lax.stop_gradient(x)
         endpoints = {"c1": x}
-        x = max_pool(x)
+        x = max_pool(x, self.platform)
         for name, _ in self.block_settings():
             x = getattr(self, name)(x, train, progress)
+            if stage_of(name) <= self.frozen_stages:
+                x = lax.stop_gradient(x)
             endpoints[f"c{stage_of(name) + 1}"] = x
         return endpoints
 
@@ -256,7 +279,7 @@ class ResNeSt(nn.Module):
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
     ) -> jax.Array:
         x = self.features(images, train, progress)["c5"]
-        x = jnp.mean(x, (1, 2), dtype=jnp.float32)
+        x = jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         x = self.head_dropout(x, deterministic=not train)
         return self.head(x) if self.num_classes else x
 
@@ -284,8 +307,10 @@ def _check_fields(model: ResNeSt) -> None:
         value = getattr(model, field)
         if len(value) != 4 or any(not isinstance(n, int) or n < 1 for n in value):
             raise InputError(f"model field {field} must be four positive integers; got {value!r}")
-    check_expression(model.expression)
+    check_implementation(model.implementation)
+    check_platform(model.platform)
     choices = {"output_stride": (8, 16, 32), "attention": ATTENTIONS, "norm": MODES}
+    choices |= {"frozen_stages": (0, 1, 2, 3, 4)}
     for field, allowed in choices.items():
         if (value := getattr(model, field)) not in allowed:
             raise InputError(f"model field {field} must be one of {allowed}; got {value!r}")

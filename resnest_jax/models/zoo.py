@@ -107,6 +107,9 @@ MODELS: dict[str, Model] = {
     "skresnet101": Model(_resnet(101, attention="sk"), 45_013_432, source=TIMM_BLOCKS),
 }
 
+# Old name of a field -> its name.
+RENAMED = {"expression": "implementation"}
+
 FAST_PATTERN = re.compile(r"resnest(\d+)_fast_(\d+)s(\d+)x(\d+)d")
 FAST_DEPTHS = (14, 26, 50, 101, 200, 269)
 
@@ -128,6 +131,7 @@ def create_model(name: str, **fields) -> ResNeSt:
       InputError: if the name or a field does not exist, or a field is out of range.
     """
     preset = _fields_of(name)
+    fields = {RENAMED.get(field, field): value for field, value in fields.items()}
     known = [f.name for f in dataclasses.fields(ResNeSt) if f.name not in ("parent", "name")]
     if unknown := sorted(set(fields) - set(known)):
         raise InputError(f"unknown model field {', '.join(unknown)}; there are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Convolution: one parameter layout, several ways to express it, chosen here and nowhere else."""
+"""Convolution: one parameter layout, several implementations, chosen here and nowhere else."""
 
 import math
 from functools import partial
@@ -11,8 +11,9 @@ from jax import lax
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
+from resnest_jax.models.layers.platforms import on_cpu
 
-EXPRESSIONS = ("grouped", "split", "winograd", "patches")
+IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches")
 
 # The authors' initialisation: a normal that is not truncated, fan-out k * k * features.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -33,12 +34,13 @@ class Conv(nn.Module):
 
     ``'SAME'`` would pad even inputs asymmetrically at stride 2 and depart from the reference.
     The kernel is stored as (kernel_size, kernel_size, C_in / groups, features) whatever the
-    expression, output channels in group order.
+    implementation, output channels in group order.
 
     Attributes:
       features: output channels, a multiple of ``groups``.
       groups: number of groups; divides the input channels too.
-      expression: how a grouped convolution is written for XLA, see ``conv2d``.
+      implementation: how a grouped convolution is written for XLA, see ``conv2d``.
+      platform: where it is to run, see ``models.platforms.on_cpu``.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -51,7 +53,8 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     use_bias: bool = False
-    expression: str = "auto"
+    implementation: str = "auto"
+    platform: str | None = None
     dtype: Dtype = jnp.float32
     kernel_init: Initializer = conv_init
 
@@ -72,7 +75,8 @@ class Conv(nn.Module):
         else:
             shape = (self.kernel_size, self.kernel_size, fan_in, self.features)
             kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-            x = conv2d(x, kernel, self.strides, self.dilation, self.groups, self.expression)
+            settings = (self.strides, self.dilation, self.groups)
+            x = conv2d(x, kernel, *settings, self.implementation, self.platform)
         if self.use_bias:
             init = uniform_init(fan_in * self.kernel_size**2)
             bias = self.param("bias", init, (self.features,)).astype(self.dtype)
@@ -86,49 +90,54 @@ def conv2d(
     strides: int = 1,
     dilation: int = 1,
     groups: int = 1,
-    expression: str = "auto",
+    implementation: str = "auto",
+    platform: str | None = None,
 ) -> jax.Array:
     """Grouped convolution of (B, H, W, C_in) with an HWIO kernel of (k, k, C_in / groups, C_out).
 
-    All expressions give the same value to rounding:
+    All implementations give the same value to rounding:
       ``grouped``: XLA's own grouped convolution;
       ``split``: one dense convolution a group, which XLA:CPU keeps on its fast path in both
         directions;
       ``winograd``: Winograd's algorithm a group (``models.winograd``), where it exists: 3x3,
         without strides or dilation; elsewhere as ``split``;
       ``patches``: the pixels under the kernel side by side and one matrix product a group;
-      ``auto``: what was measured to be fastest, see ``_fastest``.
+      ``auto``: what was measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
     Three of them, ``"split,split,winograd"``, are those of the value, of the gradient of ``x``
     and of the gradient of the kernel. A 1x1 convolution is a matrix product a group, whatever
-    the expression. ``winograd`` and three different ones have no forward-mode derivative.
+    the implementation. ``winograd`` and three different ones have no forward-mode derivative.
 
     Raises:
-      InputError: if ``expression`` is none of these.
+      InputError: if ``implementation`` is none of these.
     """
-    check_expression(expression)
+    check_implementation(implementation)
     if kernel.shape[:2] == (1, 1):
         return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
-    if expression == "auto":
-        expression = _fastest(x, kernel.shape, strides, dilation, groups)
     settings = (strides, dilation, groups)
-    if "," in expression:
-        return _mixed(x, kernel, settings, tuple(expression.split(",")))
-    return _express(x, kernel, settings, expression)
+    if implementation == "auto":
+        cpu = on_cpu(platform)
+        implementation = _fastest_on_cpu(x, kernel.shape, *settings) if cpu else "grouped"
+    if "," in implementation:
+        return _mixed(x, kernel, settings, tuple(implementation.split(",")))
+    return _run(x, kernel, settings, implementation)
 
 
-def check_expression(expression: str) -> None:
-    """Raise an InputError if there is no such expression."""
-    names = expression.split(",") if isinstance(expression, str) else []
-    if expression != "auto" and (len(names) not in (1, 3) or not set(names) <= set(EXPRESSIONS)):
+def check_implementation(implementation: str) -> None:
+    """Raise an InputError if there is no such implementation."""
+    names = implementation.split(",") if isinstance(implementation, str) else []
+    known = len(names) in (1, 3) and set(names) <= set(IMPLEMENTATIONS)
+    if implementation != "auto" and not known:
         raise InputError(
-            f"model field expression must be 'auto', one of {EXPRESSIONS}, or three of these "
-            f"separated by commas; got {expression!r}"
+            f"model field implementation must be 'auto', one of {IMPLEMENTATIONS}, or three of "
+            f"these separated by commas; got {implementation!r}"
         )
 
 
-def _fastest(x: jax.Array, kernel_shape: tuple, strides: int, dilation: int, groups: int) -> str:
-    """The expression for a shape: from ``python -m experiments.benchmark --layers --train``."""
-    if jax.default_backend() != "cpu" or groups > 8:
+def _fastest_on_cpu(
+    x: jax.Array, kernel_shape: tuple[int, ...], strides: int, dilation: int, groups: int
+) -> str:
+    """The implementation for a shape: from ``python -m experiments.benchmark --layers --train``."""
+    if groups > 8:
         return "grouped"
     batch, height, width, in_channels = x.shape
     kernel_size, _, group_channels, _ = kernel_shape
@@ -147,15 +156,15 @@ def _fastest(x: jax.Array, kernel_shape: tuple, strides: int, dilation: int, gro
     return "split,split,winograd" if enough and group_channels >= 24 else "split"
 
 
-def _express(x: jax.Array, kernel: jax.Array, settings: tuple, expression: str) -> jax.Array:
-    """The convolution in one expression, its gradients being what follows from that."""
+def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) -> jax.Array:
+    """The convolution in one implementation, its gradients being what follows from that."""
     strides, dilation, groups = settings
-    if expression == "grouped":
+    if implementation == "grouped":
         return _direct(x, kernel, *settings)
-    if expression == "winograd" and winograd.exists(kernel.shape, strides, dilation):
+    if implementation == "winograd" and winograd.exists(kernel.shape, strides, dilation):
         return winograd.conv3x3(x, kernel, groups)
     form = partial(
-        _patches if expression == "patches" else _direct, strides=strides, dilation=dilation
+        _patches if implementation == "patches" else _direct, strides=strides, dilation=dilation
     )
     if groups == 1:
         return form(x, kernel)
@@ -165,8 +174,8 @@ def _express(x: jax.Array, kernel: jax.Array, settings: tuple, expression: str) 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _mixed(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tuple) -> jax.Array:
-    """The convolution with expressions of its own for the value and for either gradient."""
-    return _express(x, kernel, settings, forms[0])
+    """The convolution with implementations of its own for the value and for either gradient."""
+    return _run(x, kernel, settings, forms[0])
 
 
 def _mixed_forward(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tuple) -> tuple:
@@ -175,8 +184,8 @@ def _mixed_forward(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tupl
 
 def _mixed_backward(settings: tuple, forms: tuple, saved: tuple, dy: jax.Array) -> tuple:
     x, kernel = saved
-    _, of_x = jax.vjp(lambda x: _express(x, kernel, settings, forms[1]), x)
-    _, of_kernel = jax.vjp(lambda kernel: _express(x, kernel, settings, forms[2]), kernel)
+    _, of_x = jax.vjp(lambda x: _run(x, kernel, settings, forms[1]), x)
+    _, of_kernel = jax.vjp(lambda kernel: _run(x, kernel, settings, forms[2]), kernel)
     return *of_x(dy), *of_kernel(dy)
 
 

@@ -14,7 +14,7 @@ MODES = ("batch", "frozen", "folded")
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, statistics in float32.
+    """Batch normalisation over all axes but the last, statistics in float32 at least.
 
     Unlike ``flax.linen.BatchNorm`` it keeps the *unbiased* running variance (n / (n - 1)), as the
     reference does (it shows where the maps are 1x1, so that n is the batch), and refuses to
@@ -28,7 +28,7 @@ class BatchNorm(nn.Module):
         whole batch, the number of devices for unsynchronised ones, which then need no
         communication. Running statistics are the mean over the parts.
       momentum: weight of the old running statistics; 0.9 is the 0.1 of torch.
-      dtype: dtype of the output; parameters and statistics are float32.
+      dtype: dtype of the output; parameters and running statistics are float32.
 
     Raises:
       InputError: in training, if there is one value a channel, the groups do not divide the
@@ -45,11 +45,12 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = x.shape[-1:]
+        wide = _wide(x)
         bias = self.param("bias", nn.initializers.zeros, channels)
         if self.mode == "folded":
             if train:
                 raise InputError("a model with folded batch norms cannot train")
-            return (x.astype(jnp.float32) + _along_last(bias, x.ndim)).astype(self.dtype)
+            return (x.astype(wide) + _along_last(bias, x.ndim)).astype(self.dtype)
         scale = self.param("scale", self.scale_init, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels)
@@ -62,13 +63,15 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 m = self.momentum
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
-                    running.value = m * running.value + (1 - m) * new.reshape(-1, *channels).mean(0)
+                    new = new.reshape(-1, *channels).mean(0).astype(running.value.dtype)
+                    running.value = m * running.value + (1 - m) * new
         else:
-            mean, var = (_along_last(v.value, x.ndim) for v in (running_mean, running_var))
+            stats = (running_mean.value, running_var.value)
+            mean, var = (_along_last(value.astype(wide), x.ndim) for value in stats)
         if self.mode == "frozen":
             scale, bias = lax.stop_gradient((scale, bias))
         factor = _along_last(scale, x.ndim) * lax.rsqrt(var + self.epsilon)
-        y = (x.astype(jnp.float32) - mean) * factor + _along_last(bias, x.ndim)
+        y = (x.astype(wide) - mean) * factor + _along_last(bias, x.ndim)
         return y.astype(self.dtype).reshape(shape)
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -89,9 +92,14 @@ class BatchNorm(nn.Module):
                 "single value a channel; train with a batch size of at least 2 for each group of "
                 "statistics"
             )
-        mean = jnp.mean(x, axes, keepdims=True, dtype=jnp.float32)
-        var = jnp.mean(lax.square(x.astype(jnp.float32) - mean), axes, keepdims=True)
+        mean = jnp.mean(x, axes, keepdims=True, dtype=_wide(x))
+        var = jnp.mean(lax.square(x.astype(_wide(x)) - mean), axes, keepdims=True)
         return mean, var, var * (count / (count - 1))
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    """float32, or float64 for what is float64."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _along_last(vector: jax.Array, ndim: int) -> jax.Array:

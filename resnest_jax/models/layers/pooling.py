@@ -1,4 +1,7 @@
-"""Pools, written as strided slices on CPU: XLA's windows take several times as long there."""
+"""Pools, written as strided slices on CPU: XLA's windows take several times as long there.
+
+``platform`` is where the program is to run, see ``models.platforms.on_cpu``.
+"""
 
 from functools import reduce
 
@@ -6,35 +9,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnest_jax.models.layers.platforms import on_cpu
+
 WINDOW = [(i, j) for i in range(3) for j in range(3)]
 
 
-def on_cpu() -> bool:
-    """Whether programs are compiled for CPU."""
-    return jax.default_backend() == "cpu"
-
-
-def max_pool(x: jax.Array) -> jax.Array:
+def max_pool(x: jax.Array, platform: str | None = None) -> jax.Array:
     """The 3x3 max pool of the stem, stride 2, padding 1: (B, H, W, C), sizes halved, rounded up.
 
     The gradient goes to the first of several equal maxima.
     """
-    if on_cpu():
+    if on_cpu(platform):
         return _max_pool_slices(x)
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
-def average_pool(x: jax.Array, strides: int) -> jax.Array:
+def average_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
     """The 3x3 average pool of AVD: one pixel of padding, which counts in the mean."""
-    if on_cpu():
+    if on_cpu(platform):
         return sum(_windows(x, strides, 0)) / 9
     return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
 
 
-def shortcut_pool(x: jax.Array, strides: int) -> jax.Array:
+def shortcut_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
     """The shortcut's average pool: odd edges pool what is there (ceil mode, no padding counted)."""
     window = (strides, strides)
-    if on_cpu() and x.shape[1] % strides == 0 and x.shape[2] % strides == 0:
+    if on_cpu(platform) and x.shape[1] % strides == 0 and x.shape[2] % strides == 0:
         offsets = [(i, j) for i in range(strides) for j in range(strides)]
         return sum(x[:, i::strides, j::strides] for i, j in offsets) / strides**2
     return nn.avg_pool(x, window, window, "SAME", count_include_pad=False)

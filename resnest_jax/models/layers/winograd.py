@@ -6,7 +6,6 @@ From every 4x4 tile of the input, two pixels apart, 16 sums are taken; a matrix 
 in the cache.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,7 +16,8 @@ from jax import lax
 
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 ROTATED = [4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
-TILES_PER_CORE = 256  # in a chunk
+# In a chunk; not by the number of cores, by which sums would round differently.
+CHUNK_TILES = 512
 
 
 def exists(kernel_shape: tuple[int, ...], strides: int, dilation: int) -> bool:
@@ -99,7 +99,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
 def _chunk(shape: tuple[int, ...]) -> int:
     """Images that go through at a time: a divisor of the batch, or all of a symbolic one."""
     batch, height, width, _ = shape
-    fitting = TILES_PER_CORE * os.cpu_count() // (-(-height // 2) * -(-width // 2))
+    fitting = CHUNK_TILES // (-(-height // 2) * -(-width // 2))
     if not isinstance(batch, int) or batch <= fitting:
         return batch
     return max(n for n in range(1, max(fitting, 1) + 1) if batch % n == 0)

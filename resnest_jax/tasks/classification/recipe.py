@@ -30,8 +30,6 @@ def check(config: ConfigDict) -> None:
     _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
     if config.pretrained.train == "head" and config.model.norm != "frozen":
         raise InputError("pretrained.train 'head' needs model.norm 'frozen'")
-    if not 0 <= config.model.frozen_stages <= 4:
-        raise InputError(f"model.frozen_stages must be in [0, 4]; got {config.model.frozen_stages}")
     if config.eval_image_size < MIN_SIZE:
         raise InputError(
             f"eval_image_size must be at least {MIN_SIZE}; got {config.eval_image_size}"
