@@ -17,6 +17,7 @@ from scipy import stats
 
 from experiments.ablation import costs, grid, report, significance, sweep
 from experiments.ablation.grid import Cell
+from resnest_jax import config
 from resnest_jax.errors import InputError
 
 # Runs of six steps.
@@ -226,6 +227,15 @@ def test_config_hash_is_of_what_changes_a_result():
     assert grid.config_hash(config) == before
     config.optimizer.momentum = 0.8
     assert grid.config_hash(config) != before
+
+
+def test_config_hash_outlives_new_keys(monkeypatch):
+    recipe = helpers.load_config("digits")
+    before = grid.config_hash(recipe)
+    keys = config.common_keys
+    monkeypatch.setattr(config, "common_keys", lambda: keys() | {"new": 3})
+    assert grid.config_hash(recipe) == before
+    assert grid.config_hash({"new": 4, **recipe.to_dict()}) != before
 
 
 def test_seeds_begin_with_the_recipes(tmp_path):
