@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
-from resnest_jax.config import complete
+from resnest_jax.config import complete, flatten
 from resnest_jax.errors import InputError
 from resnest_jax.runs import parameter_table
 from resnest_jax.training.curves import plot_schedule
@@ -97,7 +97,8 @@ def _describe(run: Run, config: ConfigDict, workdir: Path, folder: Path) -> None
     except OSError as error:
         raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
     plot_schedule(run.schedule, run.options.total_steps, run.options.steps_per_epoch, folder)
-    print(config)
+    for key, value in flatten(config).items():
+        print(f"{key} = {value!r}")
     print((folder / PARAMETERS).read_text())
 
 

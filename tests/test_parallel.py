@@ -125,6 +125,24 @@ def test_only_the_head_trains():
     assert kept < 2 * sum(leaf.size for leaf in jax.tree.leaves(before.params["head"]))
 
 
+def test_frozen_backbone_has_no_backward_pass():
+    """Arithmetic of the compiled step: the forward pass, where a full step has three times it."""
+    task, batch = with_norm(tiny_task(), norm="frozen"), random_batch(16)
+
+    def flops(function, *args):
+        return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+    def step_flops(freeze):
+        optimizer = make_optimizer(lambda step: 0.05, **FIELDS, freeze=freeze)
+        run = make_run(task, optimizer, freeze=freeze)
+        return flops(make_train_step(run), jax.eval_shape(lambda: initial_state(run)), batch)
+
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    forward = flops(lambda v, b: task.loss(v, b, jax.random.key(0), 0.0)[0], variables, batch)
+    assert step_flops("^(?!head/)") < 1.15 * forward
+    assert step_flops("") > 2 * forward
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_devices_exchange_the_gradients_once(accumulate):
     """With statistics of each device: about the bytes of the parameters, in one or two goes."""

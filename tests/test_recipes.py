@@ -11,9 +11,10 @@ import pytest
 
 import resnest_jax
 from resnest_jax import recipe
+from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification, normalize
-from resnest_jax.training.state import create_state
+from resnest_jax.training.state import create_state, initial_state
 from resnest_jax.training.step import make_train_step, split_batch
 
 RECIPES = [
@@ -58,6 +59,57 @@ def compare(expected, actual, where):
             compare(value, actual[key], f"{where}.{key}")
         else:
             assert actual[key] == value, f"{where}.{key}"
+
+
+def test_lengths_in_steps_win_over_epochs():
+    config = helpers.tiny_config(
+        steps=100, eval_every_steps=7, optimizer__warmup_steps=11, evaluation__batch_size=360
+    )
+    run = recipe.build(config)
+    assert (run.options.total_steps, run.options.eval_every) == (100, 7)
+    np.testing.assert_allclose(run.schedule(11), 0.4 * 240 / 256, rtol=1e-6)
+    assert len(next(run.batches.eval())["label"]) == 360
+    with pytest.raises(InputError, match="epochs must be positive, or steps, which wins over it"):
+        recipe.build(helpers.tiny_config(epochs=0.0))
+    with pytest.raises(InputError, match="eval_every_epochs must be positive"):
+        recipe.build(helpers.tiny_config(eval_every_epochs=float("nan")))
+    with pytest.raises(InputError, match=r"evaluation.batch_size 12 must be a positive multiple"):
+        recipe.build(helpers.tiny_config(evaluation__batch_size=12))
+
+
+def test_boundaries_count_in_the_unit_of_the_length():
+    """1437 images, 240 a step: epochs 1 and 3 end near steps 6 and 18."""
+    section = {"optimizer__schedule": "steps", "optimizer__warmup_epochs": 0.0}
+    by_epochs = helpers.tiny_config(epochs=4.0, optimizer__boundaries=(1, 3), **section)
+    by_steps = helpers.tiny_config(steps=24, optimizer__boundaries=(6, 18), **section)
+    for config in (by_epochs, by_steps):
+        rates = [float(recipe.build(config).schedule(step)) for step in (0, 5, 6, 17, 18, 23)]
+        peak = 0.4 * 240 / 256
+        expected = [peak, peak, 0.1 * peak, 0.1 * peak, 0.01 * peak, 0.01 * peak]
+        np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_poly_ends_one_step_above_zero():
+    config = helpers.tiny_config(
+        steps=50, optimizer__schedule="poly", optimizer__warmup_epochs=0.0, optimizer__power=0.9
+    )
+    rate = float(recipe.build(config).schedule(49))
+    np.testing.assert_allclose(rate, 0.4 * 240 / 256 * (1 / 50) ** 0.9, rtol=1e-5)
+
+
+def test_frozen_stages_do_not_train():
+    config = helpers.tiny_config(
+        model__frozen_stages=2,
+        optimizer__lr_mults=(("^head/", 10.0),),
+        optimizer__warmup_epochs=0.0,
+    )
+    run = recipe.build(config)
+    before = jax.device_get(initial_state(run))
+    after, _ = jax.jit(make_train_step(run))(before, next(run.batches.train(0)))
+    for name in before.params:
+        same = jax.tree.map(np.array_equal, after.params[name], before.params[name])
+        frozen = name in ("stem", "stage1_block1", "stage2_block1")
+        assert frozen == all(jax.tree.leaves(same)), name
 
 
 def test_paper_rates_and_batches():
