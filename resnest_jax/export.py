@@ -21,6 +21,7 @@ jax promises that releases of the next six months read it. On CPU an artefact ma
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -66,7 +67,7 @@ def export(
     folded, variables = fold(model, variables)
 
     @jax.jit
-    def classify(images):
+    def classify(images: jax.Array) -> Any:
         return folded.apply(variables, normalize(images))
 
     (batch,) = jax.export.symbolic_shape("batch")

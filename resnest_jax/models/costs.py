@@ -1,10 +1,13 @@
 """What a model costs, counted from the model itself."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.module import InterceptorContext
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers.convolution import Conv
@@ -47,7 +50,7 @@ def count_macs(model: ResNeSt, size: int, channels: int = 3, convention: str = "
     extras = _fvcore_extras if convention == "fvcore" else _authors_extras
     macs = 0
 
-    def count(next_call, args, kwargs, context):
+    def count(next_call: Callable, args: tuple, kwargs: dict, context: InterceptorContext) -> Any:
         nonlocal macs
         out = next_call(*args, **kwargs)
         if context.method_name == "__call__":

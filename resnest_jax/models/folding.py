@@ -1,6 +1,7 @@
 """Batch norms folded into the convolutions before them: the same function, for inference."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,7 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
     """
     if model.norm == "folded":
         raise InputError("model field norm is 'folded' already; fold a 'batch' or 'frozen' model")
+    params: dict[Path, Any]
     params, stats = (
         {path: np.asarray(leaf, np.float64) for path, leaf in flatten_dict(variables[name]).items()}
         for name in ("params", "batch_stats")

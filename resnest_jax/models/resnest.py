@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,7 +80,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, progress: jax.Array | float) -> jax.Array:
-        def drop_block(x):
+        def drop_block(x: jax.Array) -> jax.Array:
             return DropBlock(self.drop_block)(x, train, progress)
 
         out = self.norm(name="bn1")(self.conv(self.width, name="conv1")(x), train)
@@ -98,10 +99,10 @@ class Bottleneck(nn.Module):
 
     def _spatial(self, x: jax.Array, train: bool) -> jax.Array:
         strides = 1 if self.avd else self.strides
-        settings = {"strides": strides, "dilation": self.dilation}
+        settings: dict[str, Any] = {"strides": strides, "dilation": self.dilation}
         if self.attention == "sk":
-            layers = {"conv": self.conv, "norm": self.norm, "name": "conv2"}
-            return SelectiveKernel(self.width, **settings, **layers)(x, train)
+            settings |= {"conv": self.conv, "norm": self.norm, "name": "conv2"}
+            return SelectiveKernel(self.width, **settings)(x, train)
         settings["kernel_size"] = 3
         if self.radix == 0:
             x = self.conv(self.width, **settings, groups=self.cardinality, name="conv2")(x)
@@ -196,11 +197,11 @@ class ResNeSt(nn.Module):
     platform: str | None = None
     dtype: Dtype = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_fields(self)
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         conv = partial(
             Conv, implementation=self.implementation, platform=self.platform, dtype=self.dtype
         )
@@ -222,7 +223,7 @@ class ResNeSt(nn.Module):
             self.head = nn.Dense(self.num_classes, kernel_init=init, bias_init=init)
         self.head_dropout = nn.Dropout(self.dropout)
 
-    def block_settings(self) -> list[tuple[str, dict]]:
+    def block_settings(self) -> list[tuple[str, dict[str, Any]]]:
         """Name and fields of every block, in order: where strides and dilations are decided."""
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         blocks, dilation, reached = [], 1, 4

@@ -42,14 +42,14 @@ class Model(NamedTuple):
     convention: str = "fvcore"
 
 
-def _resnest(depth: int, **fields) -> dict:
+def _resnest(depth: int, **fields: Any) -> dict[str, Any]:
     width = 64 if depth > 50 else 32
     dropout = 0.2 if depth >= 200 else 0.0
     fields = {"stem_width": width, "dropout": dropout} | fields
     return {"stage_sizes": STAGE_SIZES[depth], **fields}
 
 
-def _fast(depth: int, radix: int, cardinality: int, width: int) -> dict:
+def _fast(depth: int, radix: int, cardinality: int, width: int) -> dict[str, Any]:
     return {
         "stage_sizes": STAGE_SIZES[depth],
         "radix": radix,
@@ -61,11 +61,11 @@ def _fast(depth: int, radix: int, cardinality: int, width: int) -> dict:
     }
 
 
-def _resnet_d(depth: int) -> dict:
+def _resnet_d(depth: int) -> dict[str, Any]:
     return {"stage_sizes": STAGE_SIZES[depth], "radix": 0, "avd": False}
 
 
-def _resnet(depth: int, **fields) -> dict:
+def _resnet(depth: int, **fields: Any) -> dict[str, Any]:
     return _resnet_d(depth) | {"deep_stem": False, "avg_down": False} | fields
 
 
@@ -119,7 +119,7 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def create_model(name: str, **fields) -> ResNeSt:
+def create_model(name: str, **fields: Any) -> ResNeSt:
     """The model of that name, a ``flax.linen.Module``; any field of ``ResNeSt`` can be overridden.
 
     Args:
@@ -140,7 +140,7 @@ def create_model(name: str, **fields) -> ResNeSt:
     return ResNeSt(**preset | fields)
 
 
-def _fields_of(name: str) -> dict:
+def _fields_of(name: str) -> dict[str, Any]:
     if name in MODELS:
         return MODELS[name].fields
     match = FAST_PATTERN.fullmatch(name)

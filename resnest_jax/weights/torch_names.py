@@ -1,7 +1,7 @@
 """Variables to and from the state dictionaries of the authors' PyTorch model (and timm's)."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,22 +112,22 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict:
     entries = {entry.key: entry.path for entry in torch_entries(model)}
     arrays = {key: np.asarray(value) for key, value in state_dict.items()}
     shapes = _shapes(model, arrays)
-    wanted = [key for key, path in entries.items() if path is not None]
+    wanted = {key: path for key, path in entries.items() if path is not None}
     missing = [key for key in wanted if key not in arrays]
     extra = [key for key in arrays if key not in entries]
     misshapen, flat = [], {}
-    for key in wanted:
+    for key, path in wanted.items():
         if key in arrays:
             array = _to_flax_layout(arrays[key])
-            flat[entries[key]] = array
-            if (expected := shapes[entries[key]]) != array.shape:
+            flat[path] = array
+            if (expected := shapes[path]) != array.shape:
                 expected = _torch_shape(expected)
                 misshapen.append(f"{key} is {arrays[key].shape}, expected {expected}")
     if missing or extra or misshapen:
         problems = {"missing": missing, "unknown": extra, "misshapen": misshapen}
         lists = (f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
         raise InputError(f"the state dictionary does not fit the model; {'; '.join(lists)}")
-    variables = {"params": {}, "batch_stats": {}}
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for path, array in flat.items():
         node = variables
         for part in path[:-1]:

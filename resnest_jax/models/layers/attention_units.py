@@ -1,6 +1,7 @@
 """The units that the paper sets beside split attention (figure 2): SE and SK."""
 
 from collections.abc import Callable
+from functools import reduce
 
 import flax.linen as nn
 import jax
@@ -59,13 +60,13 @@ class SelectiveKernel(nn.Module):
                 name=f"conv{i}",
             )(half)
             paths.append(nn.relu(self.norm(name=f"bn{i}")(y, train)))
-        gate = jnp.mean(sum(paths), (1, 2), keepdims=True)
+        gate = jnp.mean(reduce(jnp.add, paths), (1, 2), keepdims=True)
         hidden = round_to_eight(self.features / self.reduction)
         gate = self.conv(hidden, name="conv_reduce")(gate)
         gate = nn.relu(self.norm(name="bn_reduce")(gate, train))
         gate = self.conv(2 * self.features, name="conv_select")(gate)
         attention = nn.softmax(gate.reshape(-1, 1, 1, 2, self.features), 3)
-        return sum(path * attention[..., i, :] for i, path in enumerate(paths))
+        return reduce(jnp.add, [path * attention[..., i, :] for i, path in enumerate(paths)])
 
 
 def round_to_eight(width: float) -> int:

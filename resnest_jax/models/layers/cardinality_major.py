@@ -3,6 +3,8 @@
 The network runs the radix-major form in ``split_attention``; this one is its specification.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,9 +55,10 @@ class CardinalSplitAttention(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         k = self.cardinality
         x = x.reshape(*x.shape[:3], k, -1)
+        axes: Any = (3, None)  # flax's annotation knows integers alone
         groups = nn.vmap(
             CardinalGroup,
-            in_axes=(3, None),
+            in_axes=axes,
             out_axes=3,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
@@ -79,7 +82,7 @@ def from_radix_major(variables: dict, radix: int, cardinality: int) -> dict:
     its output channels then agree with the radix-major module's as they stand.
     """
 
-    def group_first(path, leaf):
+    def group_first(path: tuple, leaf: jax.Array) -> jax.Array:
         layer = path[1].key
         if layer in ("conv", "bn0"):
             order = input_permutation(leaf.shape[-1], radix, cardinality)

@@ -1,6 +1,7 @@
 """Convolution: one parameter layout, several implementations, chosen here and nowhere else."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ def uniform_init(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for a dense kernel and for every bias."""
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init

@@ -4,6 +4,7 @@
 """
 
 from functools import reduce
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from resnest_jax.models.layers.platforms import on_cpu
 
 WINDOW = [(i, j) for i in range(3) for j in range(3)]
+PADDING: Any = ((1, 1), (1, 1))  # flax's annotations know padding by name alone
 
 
 def max_pool(x: jax.Array, platform: str | None = None) -> jax.Array:
@@ -21,14 +23,14 @@ def max_pool(x: jax.Array, platform: str | None = None) -> jax.Array:
     """
     if on_cpu(platform):
         return _max_pool_slices(x)
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return nn.max_pool(x, (3, 3), (2, 2), PADDING)
 
 
 def average_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
     """The 3x3 average pool of AVD: one pixel of padding, which counts in the mean."""
     if on_cpu(platform):
-        return sum(_windows(x, strides, 0)) / 9
-    return nn.avg_pool(x, (3, 3), (strides, strides), ((1, 1), (1, 1)))
+        return reduce(jnp.add, _windows(x, strides, 0)) / 9
+    return nn.avg_pool(x, (3, 3), (strides, strides), PADDING)
 
 
 def shortcut_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
@@ -36,7 +38,7 @@ def shortcut_pool(x: jax.Array, strides: int, platform: str | None = None) -> ja
     window = (strides, strides)
     if on_cpu(platform) and x.shape[1] % strides == 0 and x.shape[2] % strides == 0:
         offsets = [(i, j) for i in range(strides) for j in range(strides)]
-        return sum(x[:, i::strides, j::strides] for i, j in offsets) / strides**2
+        return reduce(jnp.add, [x[:, i::strides, j::strides] for i, j in offsets]) / strides**2
     return nn.avg_pool(x, window, window, "SAME", count_include_pad=False)
 
 
@@ -58,13 +60,11 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     """Every pixel gathers from the one, two or four windows that it lies in, by its parity."""
-    best, first = None, None
-    for i, pixel in enumerate(_windows(x, 2, -jnp.inf)):
-        if i == 0:
-            best, first = pixel, jnp.zeros(pixel.shape, jnp.int8)
-        else:
-            larger = pixel > best
-            best, first = jnp.where(larger, pixel, best), jnp.where(larger, jnp.int8(i), first)
+    best, *others = _windows(x, 2, -jnp.inf)
+    first = jnp.zeros(best.shape, jnp.int8)
+    for i, pixel in enumerate(others, 1):
+        larger = pixel > best
+        best, first = jnp.where(larger, pixel, best), jnp.where(larger, jnp.int8(i), first)
     batch, rows, columns, channels = dy.shape
     beyond = ((0, 0), (0, 1), (0, 1), (0, 0))
     dy, first = jnp.pad(dy, beyond), jnp.pad(first, beyond, constant_values=-1)

@@ -1,6 +1,7 @@
 """Split attention, radix-major (paper section 3.2): the form that the network runs."""
 
 from collections.abc import Callable
+from functools import reduce
 
 import flax.linen as nn
 import jax
@@ -67,7 +68,7 @@ class SplitAttention(nn.Module):
         x = nn.relu(self.norm(name="bn0")(x, train))
         splits = jnp.split(x, self.radix, -1)
 
-        pooled = jnp.mean(sum(splits), (1, 2), keepdims=True)
+        pooled = jnp.mean(reduce(jnp.add, splits), (1, 2), keepdims=True)
         hidden = hidden_width(self.features, self.radix, self.cardinality, self.reduction)
         dense = {"groups": self.cardinality, "use_bias": True}
         gate = self.conv(hidden, **dense, name="fc1")(pooled)
@@ -77,7 +78,8 @@ class SplitAttention(nn.Module):
         self.sow("intermediates", "attention", attention)
 
         weights = jnp.split(attention[:, :, None, None], self.radix, 1)
-        return sum(split * a[:, 0] for split, a in zip(splits, weights, strict=True))
+        weighted = [split * a[:, 0] for split, a in zip(splits, weights, strict=True)]
+        return reduce(jnp.add, weighted)
 
 
 def hidden_width(features: int, radix: int, cardinality: int, reduction: int) -> int:

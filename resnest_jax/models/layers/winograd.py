@@ -8,6 +8,7 @@ in the cache.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.
 ROTATED = [4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
 # In a chunk; not by the number of cores, by which sums would round differently.
 CHUNK_TILES = 512
+
+Kernel = TypeVar("Kernel", jax.Array, np.ndarray)
 
 
 def exists(kernel_shape: tuple[int, ...], strides: int, dilation: int) -> bool:
@@ -46,9 +49,9 @@ def _conv3x3_backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Arr
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
-def transform_kernel(kernel: jax.Array) -> jax.Array:
+def transform_kernel(kernel: Kernel) -> Kernel:
     """(3, 3, C_in, C_out) to the 16 kernels (16, C_in, C_out); of numpy, if the kernel is."""
-    both_axes = np.kron(KERNEL, KERNEL).astype(kernel.dtype)
+    both_axes: Any = np.kron(KERNEL, KERNEL).astype(kernel.dtype)
     return (both_axes @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
