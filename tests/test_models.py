@@ -16,6 +16,7 @@ from resnest_jax.models import __main__ as models_command
 from resnest_jax.models import zoo
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.regularization import DropBlock, drop_path
+from resnest_jax.weights import torch_names
 
 
 def init_shapes(model, size=64):
@@ -325,7 +326,7 @@ def test_torch_round_trip(name):
 def test_torch_entries(name, entries):
     """As many as in the authors' files, under their names."""
     model = resnest_jax.create_model(name)
-    keys = [entry.key for entry in resnest_jax.models.torch_names.torch_entries(model)]
+    keys = [entry.key for entry in torch_names.torch_entries(model)]
     assert len(keys) == len(set(keys)) == entries
     assert keys[:3] == ["conv1.0.weight", "conv1.1.weight", "conv1.1.bias"]
     assert keys[-2:] == ["fc.weight", "fc.bias"]

@@ -20,7 +20,7 @@ class SplitAttention(nn.Module):
     the result is the weighted sum of the splits. Nothing follows the sum.
 
     Channels of the feature maps are radix-major: index ``r * cardinality + k`` counts the groups.
-    ``resnest_jax.models.cardinality_major`` writes the same function group by group.
+    ``layers.cardinality_major`` writes the same function group by group.
 
     Call with x (B, H, W, C_in) and ``train``; returns (B, H / strides, W / strides, features) in
     the dtype of ``conv``. Collections: ``params``, ``batch_stats``; the attention is sown into
