@@ -89,7 +89,7 @@ def assert_same_results(one, other):
 def test_a_failed_cell_stops_no_other(whole):
     workdir, result = whole
     assert result.returncode == 1, result.stderr
-    rows = list(csv.DictReader((workdir / "results.csv").open()))
+    rows = list(csv.DictReader((workdir / "results.csv").read_text().splitlines()))
     runs = [(row["cell"], row["seed"]) for row in rows]
     assert runs == [(GOOD, "0"), (BAD, "0"), (GOOD, "1"), (BAD, "1")]
     for row in rows:
@@ -383,7 +383,7 @@ def test_results_hold_every_run(tmp_path):
         {"cell": "b, c", "seed": 0, "config": "y", "error": "it broke"},
     ]
     report.write_results(rows, {"seeds": 1}, tmp_path)
-    read = list(csv.DictReader((tmp_path / "results.csv").open()))
+    read = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [row["cell"] for row in read] == ["a", "b, c"]
     assert read[1]["error"] == "it broke"
     assert json.loads((tmp_path / "results.json").read_text())["runs"] == rows

@@ -27,16 +27,16 @@ def start_pair(workdir, *args):
     """Two processes of one run on this machine."""
     processes = []
     for index, variables in enumerate(helpers.process_variables(count=2)):
-        log = workdir.with_name(f"{workdir.name}.{index}.log").open("a")
-        processes.append(
-            subprocess.Popen(
-                [*COMMAND, f"--workdir={workdir}", *args],
-                cwd=helpers.ROOT,
-                env=environment() | variables,
-                stdout=log,
-                stderr=log,
+        with workdir.with_name(f"{workdir.name}.{index}.log").open("a") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*COMMAND, f"--workdir={workdir}", *args],
+                    cwd=helpers.ROOT,
+                    env=environment() | variables,
+                    stdout=log,
+                    stderr=log,
+                )
             )
-        )
     return processes
 
 
