@@ -138,6 +138,8 @@ def compile_step(run: Run) -> tuple[jax.stages.Compiled, dict]:
     compiled = jit_train_step(run).lower(abstract_state(run), abstract_batch(run)).compile()
     seconds = time.perf_counter() - begun
     analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise InputError(f"the backend {jax.default_backend()} does not report a step's memory")
     needed = (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -195,7 +197,7 @@ def _measure_step(run: Run, batch: HostBatch, compiled: jax.stages.Compiled) -> 
     if measured:
         state = initial_state(dataclasses.replace(run, pretrained=None))
         full = shard(_fill(abstract_batch(run), batch), run.mesh)
-        times = []
+        times, loss = [], math.nan
         while not times or _agreed(len(times) < 4 and sum(times) < STEP_SECONDS):
             begun = time.perf_counter()
             state, metrics = compiled(state, full)

@@ -90,13 +90,16 @@ def assert_same_results(one, other):
 def test_a_failed_cell_stops_no_other(whole):
     workdir, result = whole
     assert result.returncode == 1, result.stderr
-    rows = list(csv.DictReader((workdir / "results.csv").open()))
+    rows = list(csv.DictReader((workdir / "results.csv").read_text().splitlines()))
     runs = [(row["cell"], row["seed"]) for row in rows]
     assert runs == [(GOOD, "0"), (BAD, "0"), (GOOD, "1"), (BAD, "1")]
     for row in rows:
         if row["cell"] == GOOD:
-            assert row["error"] == "" and 0 <= float(row["eval_top1"]) <= 1 and row["step"] == "6"
-            assert "jax" in row["versions"] and row["device"]
+            assert row["error"] == ""
+            assert 0 <= float(row["eval_top1"]) <= 1
+            assert row["step"] == "6"
+            assert "jax" in row["versions"]
+            assert row["device"]
         else:
             assert row["error"].startswith("InputError: batch_size 100000 must not exceed")
     assert len({row["config"] for row in rows}) == 2
@@ -112,7 +115,8 @@ def test_a_failed_cell_stops_no_other(whole):
 
 def test_a_finished_run_is_not_done_again(whole, again):
     assert again[1].returncode == 0
-    assert "2 done before" in again[1].stdout and "begins" not in again[1].stdout
+    assert "2 done before" in again[1].stdout
+    assert "begins" not in again[1].stdout
     for path in whole[0].glob("runs/*/*/metrics.jsonl"):
         copy = again[0] / path.relative_to(whole[0])
         assert path.stat().st_mtime_ns == copy.stat().st_mtime_ns
@@ -128,13 +132,15 @@ def test_a_killed_sweep_comes_to_the_same(whole, again, tmp_path):
     # Half-way: the second run has written its first evaluation.
     deadline = time.monotonic() + 240
     while not any("eval" in path.read_text() for path in tmp_path.glob("runs/*/seed_1/*.jsonl")):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
     assert not (tmp_path / "results.csv").exists()
     result = run(*SWEEP, DOES, f"--workdir={tmp_path}")
-    assert result.returncode == 0 and "1 done before" in result.stdout
+    assert result.returncode == 0
+    assert "1 done before" in result.stdout
     assert_same_results(tmp_path, again[0])
 
 
@@ -148,7 +154,7 @@ def test_submitit_comes_to_the_same(whole, again, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "words"),
     [
         (["--grid=2s1x"], ["'2s1x' is no cell", "RsKxDd"]),
         (["--grid=2s3x1d"], ["cell 2s3x1d", "groups must divide"]),
@@ -158,14 +164,15 @@ def test_bad_grids_are_one_line(arguments, words, tmp_path):
     result = run("--config=configs/digits.py", f"--workdir={tmp_path}/sweep", *arguments)
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
     for word in words:
         assert word in errors[0]
     assert not (tmp_path / "sweep").exists()  # nothing ran
 
 
 @pytest.mark.parametrize(
-    "axis, message",
+    ("axis", "message"),
     [
         ("epochs", "'epochs' must be KEY=VALUE"),
         ("epochs=", "must be KEY=VALUE"),
@@ -178,13 +185,16 @@ def test_bad_grids_are_one_line(arguments, words, tmp_path):
     ],
 )
 def test_bad_axes(axis, message):
+    def configs():
+        cells = grid.parse_grid(["2s1x64d"], [axis], None)
+        return [grid.cell_config(helpers.load_config("digits"), cell) for cell in cells]
+
     with pytest.raises(InputError, match=message):
-        for cell in grid.parse_grid(["2s1x64d"], [axis], None):
-            grid.cell_config(helpers.load_config("digits"), cell)
+        configs()
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    ("words", "message"),
     [
         (["2s1x64d", "2s1x64d"], "cell 2s1x64d appears twice"),
         (["s1x64d"], "'s1x64d' is no cell"),
@@ -203,7 +213,8 @@ def test_cells_are_the_product_of_grid_and_axes():
         "0s1x64d epochs=5 mix.mixup=0.2",
         "0s1x64d epochs=10 mix.mixup=0.0",
     ]
-    assert len(cells) == 8 and len({cell.folder for cell in cells}) == 8
+    assert len(cells) == 8
+    assert len({cell.folder for cell in cells}) == 8
     config = grid.cell_config(helpers.load_config("digits"), cells[3])
     assert (config.epochs, config.mix.mixup) == (10.0, 0.2)
     assert config.model.name == "resnest14_fast_0s1x64d"
@@ -314,10 +325,14 @@ def test_a_difference_beyond_noise_is_shown_and_told():
         "lacks one": {0: 80.1, 2: 80.4},
     }
     noise, better, short, lacking = significance.compare(results, "base")
-    assert not noise.shown and "no difference shown" in significance.statement(noise, "base")
-    assert better.shown and "better: higher (+4.00" in significance.statement(better, "base")
-    assert not short.shown and "no test" in significance.statement(short, "base")
-    assert lacking.seeds == 2 and not lacking.shown
+    assert not noise.shown
+    assert "no difference shown" in significance.statement(noise, "base")
+    assert better.shown
+    assert "better: higher (+4.00" in significance.statement(better, "base")
+    assert not short.shown
+    assert "no test" in significance.statement(short, "base")
+    assert lacking.seeds == 2
+    assert not lacking.shown
     assert "4 degrees of freedom" in significance.power_note(results, "base")
 
 
@@ -326,9 +341,11 @@ def test_costs_are_measured_once_a_model(tmp_path):
     models = {"a": small, "a again": dict(small)}
     setting = costs.Setting(32, 2, 2)
     measured, device = costs.measure(models, setting, tmp_path / "costs.json")
-    assert measured["a"] == measured["a again"] and measured["a"]["params"] == 12_614
+    assert measured["a"] == measured["a again"]
+    assert measured["a"]["params"] == 12_614
     low, median, high = measured["a"]["train"]
-    assert 0 < low <= median <= high and measured["a"]["train_ratio"] == 1
+    assert 0 < low <= median <= high
+    assert measured["a"]["train_ratio"] == 1
     assert measured["a"]["train_mb"] is None or measured["a"]["train_mb"] > 0
     again = costs.measure(models, setting, tmp_path / "costs.json")
     assert again == (measured, device)  # to the last digit of the speeds: not measured again
@@ -341,7 +358,8 @@ def test_published_figures_stand_beside_the_papers_own_models_only():
     models = {cell.name: grid.cell_model_fields(cell, grid.FAMILY) for cell in cells}
     table = report.published_tables(models)
     assert "| 2s1x64d | 27,483,240 | 4.34 | 80.64 | 533.0 | 0.77 |" in table
-    assert "not measured here" in table and "tricks" not in table
+    assert "not measured here" in table
+    assert "tricks" not in table
     one = models["2s1x64d"]
     assert report.published_tables({"x": one | {"drop_block": 0.1, "num_classes": 1000}})
     for changed in ({"num_classes": 10}, {"avd_first": False}, {"stem_width": 64}):
@@ -351,7 +369,8 @@ def test_published_figures_stand_beside_the_papers_own_models_only():
 def test_the_papers_tricks():
     names = {cell.name: {"name": "resnest14"} for cell in grid.PRESETS["tricks"]}
     table = report.published_tables(names)
-    assert "| ResNet-D | 78.31 |" in table and "| split attention | 81.13 |" in table
+    assert "| ResNet-D | 78.31 |" in table
+    assert "| split attention | 81.13 |" in table
 
 
 def test_without_a_recipe_only_the_model_counts():
@@ -374,6 +393,7 @@ def test_results_hold_every_run(tmp_path):
         {"cell": "b, c", "seed": 0, "config": "y", "error": "it broke"},
     ]
     report.write_results(rows, {"seeds": 1}, tmp_path)
-    read = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [row["cell"] for row in read] == ["a", "b, c"] and read[1]["error"] == "it broke"
+    read = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert [row["cell"] for row in read] == ["a", "b, c"]
+    assert read[1]["error"] == "it broke"
     assert json.loads((tmp_path / "results.json").read_text())["runs"] == rows

@@ -55,7 +55,7 @@ def test_pointwise_operator_is_its_formula(name, strength):
     np.testing.assert_allclose(np.asarray(actual), POINTWISE[name](strength), atol=1.5)
 
 
-@pytest.mark.parametrize("sign, draw", [(1, 0.0), (-1, 0.9)])
+@pytest.mark.parametrize(("sign", "draw"), [(1, 0.0), (-1, 0.9)])
 def test_geometric_operators_move_pixels_where_they_say(sign, draw):
     """On a ramp, of which bilinear interpolation is exact: the value says where it came from."""
     height, width = 60, 80
@@ -131,21 +131,27 @@ def test_policies_apply_operators_of_their_table(monkeypatch):
     calls.clear()
     for _ in range(700):
         autoaugment.rand_augment(PHOTO, rng, 2, 12)
-    assert len(calls) == 1400 and {strength for _, strength in calls} == {12 / 30}
+    assert len(calls) == 1400
+    assert {strength for _, strength in calls} == {12 / 30}
     counts = [sum(name == called for called, _ in calls) for name in autoaugment.OPERATORS]
-    assert min(counts) > 60 and max(counts) < 145  # 100 of each
+    assert min(counts) > 60
+    assert max(counts) < 145
 
 
 def test_inception_boxes_have_the_areas_and_ratios_asked_for():
     rng = np.random.default_rng(0)
     boxes = np.array([crops.inception_box(rng, 400, 500) for _ in range(4000)])
     left, top, right, bottom = boxes.T
-    assert (left >= 0).all() and (top >= 0).all()
-    assert (right <= 500).all() and (bottom <= 400).all()
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= 500).all()
+    assert (bottom <= 400).all()
     area = (right - left) * (bottom - top) / (400 * 500)
     ratio = (right - left) / (bottom - top)
-    assert 0.07 < area.min() < 0.09 and area.max() > 0.95
-    assert 0.74 < ratio.min() < 0.77 and 1.31 < ratio.max() < 1.35
+    assert 0.07 < area.min() < 0.09
+    assert area.max() > 0.95
+    assert 0.74 < ratio.min() < 0.77
+    assert 1.31 < ratio.max() < 1.35
     # Log-uniform: as many below as above the geometric mean, which is 1.
     assert abs(np.mean(np.log(ratio[area < 0.5]))) < 0.02
     np.testing.assert_allclose(np.mean(left / np.maximum(500 - (right - left), 1)), 0.5, atol=0.03)
@@ -162,17 +168,21 @@ def test_efficientnet_boxes():
     rng = np.random.default_rng(0)
     boxes = np.array([crops.efficientnet_box(rng, 400, 500, 320) for _ in range(4000)])
     left, top, right, bottom = boxes.T
-    assert boxes.min() >= 0 and (right <= 500).all() and (bottom <= 400).all()
+    assert boxes.min() >= 0
+    assert (right <= 500).all()
+    assert (bottom <= 400).all()
     area = (right - left) * (bottom - top) / (400 * 500)
     ratio = (right - left) / (bottom - top)
-    assert 0.099 < area.min() < 0.12 and 0.85 < area.max() < 1
-    assert 0.74 < ratio.min() < 0.76 and 1.31 < ratio.max() < 1.35
+    assert 0.099 < area.min() < 0.12
+    assert 0.85 < area.max() < 1
+    assert 0.74 < ratio.min() < 0.76
+    assert 1.31 < ratio.max() < 1.35
     # Uniform heights, not areas: the mean height is midway between the least and the most.
     tall = (ratio > 0.95) & (ratio < 1.05)
     np.testing.assert_allclose((bottom - top)[tall].mean(), (math.sqrt(20000) + 400) / 2, rtol=0.05)
 
 
-@pytest.mark.parametrize("rule, size, side", [("authors", 224, 175), ("0.875", 224, 175)])
+@pytest.mark.parametrize(("rule", "size", "side"), [("authors", 224, 175), ("0.875", 224, 175)])
 def test_eval_crops_are_pillow_by_hand(rule, size, side):
     """200 * 224 / 256 = 200 * 0.875 = 175, in the middle of 200 x 260."""
     left, top = round((260 - side) / 2), round((200 - side) / 2)
@@ -233,8 +243,10 @@ def test_erasing_fills_one_box_with_noise():
             box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             assert box.any(-1).mean() > 0.99
             shares.append(box[..., 0].size / 3000)
-    assert 200 < erased < 300 and not black.any()
-    assert min(shares) > 0.015 and max(shares) < 0.36
+    assert 200 < erased < 300
+    assert not black.any()
+    assert min(shares) > 0.015
+    assert max(shares) < 0.36
     np.testing.assert_allclose(np.mean(shares), (0.02 + 0.33) / 2, atol=0.03)
 
 
@@ -263,7 +275,7 @@ def test_everything_together_is_reproducible(crop, policy):
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    ("fields", "message"),
     [
         ({"crop": "random"}, r"augment.crop must be one of .*'inception'.*got 'random'"),
         ({"policy": "auto"}, "augment.policy must be one of .*got 'auto'"),

@@ -36,8 +36,10 @@ def test_comparison_is_round_by_round(programs, tmp_path):
     }
     found = report.comparison(seconds, dict.fromkeys(seconds, programs["folded"]), images=4)
     folded = found[1]
-    assert folded["images/s"] == 20 and folded["ms a call"] == 200
-    assert folded["times the first"] == 2 and folded["of eager PyTorch"] == 1.5
+    assert folded["images/s"] == 20
+    assert folded["ms a call"] == 200
+    assert folded["times the first"] == 2
+    assert folded["of eager PyTorch"] == 1.5
     report.show(found, "inference", str(tmp_path))
     assert json.loads((tmp_path / "inference.json").read_text()) == found
     assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
@@ -56,5 +58,6 @@ def test_inference_moves_no_feature_map(programs):
 
 def test_profile_finds_the_operations(programs, tmp_path, capsys):
     rows = profiling.rows(programs["training"], "float32", str(tmp_path))
-    assert any("gradient" in row[""] for row in rows) and all(row["ms"] >= 0 for row in rows)
+    assert any("gradient" in row[""] for row in rows)
+    assert all(row["ms"] >= 0 for row in rows)
     assert "GFLOP alone" in capsys.readouterr().out

@@ -37,12 +37,14 @@ def test_a_bare_picture_is_the_digit_enlarged(monkeypatch, ink):
     inner = slice(3, -3)
     for channel in range(3):
         difference = picture[inner, inner, channel] - expected[inner, inner]
-        assert np.abs(difference).max() < 12 and np.abs(difference).mean() < 2
+        assert np.abs(difference).max() < 12
+        assert np.abs(difference).mean() < 2
 
 
 def test_a_picture_follows_from_its_seed(ink, photographs):
     picture = compose(ink, photographs, seed=3)
-    assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+    assert picture.shape == (32, 32, 3)
+    assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture, compose(ink, photographs, seed=3))
     assert np.any(picture != compose(ink, photographs, seed=4))
 

@@ -40,7 +40,8 @@ def run(module, *args):
 def assert_one_line(result, *words):
     assert result.returncode == 1, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
     for word in words:
         assert word in errors[0], result.stderr
 
@@ -67,7 +68,7 @@ def test_train_then_evaluate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argument, words",
+    ("argument", "words"),
     [
         ("--config.optimiser.momentum=0.9", ["has no key 'optimiser'; its keys are augment"]),
         ("--config.optimizer.momentumm=0.9", ["config.optimizer has no key 'momentumm'", "decay"]),
@@ -92,7 +93,7 @@ def test_bad_input_is_one_line(argument, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    ("change", "words"),
     [
         ("config.update({'optimizer': {'momentumm': 0.9}})", ['"momentumm" does not exist. Did']),
         ("config.optimizer.momentumm = 0.9", ['"momentumm" does not exist. Did you mean']),
@@ -188,7 +189,8 @@ def test_killed_run_is_the_same(kills, tmp_path):
     summaries = [json.loads((d / "summary.json").read_text()) for d in (whole, killed)]
     assert summaries[0] | {"seconds": 0} == summaries[1] | {"seconds": 0}
     states = [stored_arrays(directory) for directory in (whole, killed)]
-    assert states[0].keys() == states[1].keys() and len(states[0]) > 200
+    assert states[0].keys() == states[1].keys()
+    assert len(states[0]) > 200
     for name, array in states[0].items():
         np.testing.assert_array_equal(array, states[1][name], err_msg=name)
 
@@ -259,4 +261,5 @@ cli.run(main)
         text=True,
     )
     first, *later = map(int, result.stdout.split())
-    assert first > 2**14 and min(later) < 2**10, (result.stdout, result.stderr)
+    assert first > 2**14, result.stderr
+    assert min(later) < 2**10, result.stdout

@@ -27,7 +27,9 @@ OLD = {
 @pytest.mark.parametrize("task", config_lib.TASKS)
 def test_defaults_are_locked_and_not_shared(task):
     config = default_config(task)
-    assert config.task == task and config.is_locked and config.model.is_locked
+    assert config.task == task
+    assert config.is_locked
+    assert config.model.is_locked
     config.seed, config.model.name, config.optimizer.momentum = 1, "resnest14", 0.0
     assert differences(default_config(task)) == {}
 
@@ -64,7 +66,8 @@ def test_the_model_section_has_the_defaults_of_the_module():
 def test_old_configs_are_completed(values):
     """All keys of today, with the old values; what the old config lacks is off."""
     config = complete(values)
-    assert config.keys() == default_config("classification").keys() and config.is_locked
+    assert config.keys() == default_config("classification").keys()
+    assert config.is_locked
     old = flatten(values)
     now = json.loads(json.dumps(flatten(config)))
     assert {key: now[key] for key in old} == old
@@ -82,7 +85,8 @@ def test_partial_configs_are_completed():
     values = {"optimizer": {"momentum": 0.5, "lr_mults": [["^head/", 10]]}, "epochs": 3}
     config = complete(ConfigDict(values))
     assert config.optimizer.lr_mults == (("^head/", 10),)
-    assert config.epochs == 3.0 and isinstance(config.epochs, float)
+    assert config.epochs == 3.0
+    assert isinstance(config.epochs, float)
     assert config.optimizer.name == "sgd"
     assert config == complete({"optimizer.momentum": 0.5, **flatten(values)})
     assert differences(config).keys() == {"optimizer.momentum", "optimizer.lr_mults", "epochs"}
@@ -93,7 +97,7 @@ def test_partial_configs_are_completed():
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    ("values", "message"),
     [
         ({"optimiser": 1}, "config has no key 'optimiser'; its keys are augment, batch_size"),
         ({"augment": {"mixupp": 1}}, "config.augment has no key 'mixupp'; its keys are crop"),
@@ -164,7 +168,7 @@ def test_every_key_can_be_overridden(key):
 
 @pytest.mark.parametrize("recipe", ["digits.py", "imagenet_short.py:30"])
 @pytest.mark.parametrize(
-    "override, value",
+    ("override", "value"),
     [
         ("image_size=160", 160),
         ("image_size=((0,128),(5,160))", ((0, 128), (5, 160))),
@@ -186,7 +190,8 @@ def test_overrides(override, value, recipe):
     )
     key = override.split("=")[0]
     assert after.pop(key) == value
-    assert before.pop(key) != value and after == before
+    assert before.pop(key) != value
+    assert after == before
 
 
 def test_a_stored_config_is_complete_and_may_differ_in_free_sections(tmp_path):
@@ -207,7 +212,7 @@ def test_a_stored_config_is_complete_and_may_differ_in_free_sections(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         (None, "holds no run: there is no .*config.json"),
         ("{", "config.json is not JSON .*; restore .*config.json or use another workdir"),
@@ -229,10 +234,13 @@ def test_weights_of_old_runs_are_described(name, tmp_path):
     from resnest_jax.weights.pretrained import describe_directory
 
     description, is_run = describe_directory(golden.FOLDER / name)
-    assert is_run and description["planes"] == (8, 8, 8, 8) and None not in description.values()
+    assert is_run
+    assert description["planes"] == (8, 8, 8, 8)
+    assert None not in description.values()
     (tmp_path / "model.json").write_text(json.dumps(OLD[name]["model"] | {"expression": "split"}))
     again, is_run = describe_directory(tmp_path)
-    assert not is_run and {k for k in again if again[k] != description[k]} <= {
+    assert not is_run
+    assert {k for k in again if again[k] != description[k]} <= {
         "expression",
         "implementation",
     }

@@ -18,7 +18,8 @@ def test_own_module():
 
 def test_decoder():
     logits = main_of("decoder")()
-    assert logits.shape == (1, 65, 97, 5) and np.isfinite(logits).all()
+    assert logits.shape == (1, 65, 97, 5)
+    assert np.isfinite(logits).all()
 
 
 def test_finetune_head():
@@ -36,4 +37,6 @@ def test_finetune_head():
 
 def test_nnx_bridge():
     logits, moved = main_of("nnx_bridge")()
-    assert logits.shape == (2, 4) and np.isfinite(logits).all() and moved
+    assert logits.shape == (2, 4)
+    assert np.isfinite(logits).all()
+    assert moved

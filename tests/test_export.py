@@ -137,7 +137,8 @@ def test_exported_artefact_runs_without_the_package(dtype, resnest14, tmp_path):
     result = export(weights, output, f"--dtype={dtype}")
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
-    assert "(B, 64, 64, 3)" in result.stdout and "cpu, cuda, tpu" in result.stdout
+    assert "(B, 64, 64, 3)" in result.stdout
+    assert "cpu, cuda, tpu" in result.stdout
 
     images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -163,7 +164,8 @@ def test_exported_artefact_runs_without_the_package(dtype, resnest14, tmp_path):
 def test_bad_flags_are_one_line(output, flag, words, resnest14, tmp_path):
     result = export(resnest14[2], tmp_path / output, flag)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
     for word in words:
         assert word in result.stderr
     assert not list(tmp_path.iterdir())

@@ -2,11 +2,11 @@
 
 import itertools
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -79,7 +79,9 @@ def test_shares_of_two_hosts_in_order_are_the_batch_of_one():
         assert_same_batches([joined], [batch])
 
 
-@pytest.mark.parametrize("batch_size, count, chunk", [(300, 1, 100), (300, 2, 75), (127, 1, 127)])
+@pytest.mark.parametrize(
+    ("batch_size", "count", "chunk"), [(300, 1, 100), (300, 2, 75), (127, 1, 127)]
+)
 def test_batches_made_in_chunks_are_in_order(batch_size, count, chunk):
     """Element n is element n of the endless order, whatever the chunks are."""
     images = Images(Numbered(40))
@@ -110,7 +112,8 @@ def test_keys_are_those_of_the_batch():
 def test_repeated_images_are_augmented_in_other_ways():
     batches = take(train(Images(Numbered(8)), _AUGMENT, HostShard(24), seed=0, repeats=3), 1)
     labels, images = batches[0]["label"].reshape(8, 3), batches[0]["image"].reshape(8, 3, -1)
-    assert (labels == labels[:, :1]).all() and sorted(labels[:, 0]) == list(range(8))
+    assert (labels == labels[:, :1]).all()
+    assert sorted(labels[:, 0]) == list(range(8))
     assert (images != images[:, :1]).any(-1)[:, 1:].any(-1).sum() >= 7
 
 
@@ -216,12 +219,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc"), reason="finds processes through /proc")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")
 def test_workers_end_with_a_killed_parent(tmp_path):
     write_images(tmp_path / "images" / "cat", 5)
     script = tmp_path / "script.py"
     text = _LOADING_SCRIPT.replace("FOLDER", str(tmp_path / "images"))
-    script.write_text(text.replace("TESTS", os.path.dirname(__file__)))
+    script.write_text(text.replace("TESTS", str(Path(__file__).parent)))
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     with parent:
         assert parent.stdout.readline() == "ready\n"
@@ -237,15 +240,14 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 def _children(pid):
     """Child processes of any thread of `pid`."""
     found = []
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/children") as file:
-            found += file.read().split()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += (thread / "children").read_text().split()
     return found
 
 
 def _is_running(pid):
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"  # Ended, not yet collected.
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] != "Z"  # Ended, not yet collected.
     except FileNotFoundError:
         return False

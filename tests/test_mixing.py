@@ -61,7 +61,8 @@ def test_boxes_cover_the_area_asked_for():
     area = jnp.full(4000, 0.25)
     boxes = random_boxes(jax.random.key(0), area, 32, 48)
     rows, columns = np.asarray(boxes.max(2).sum(1)), np.asarray(boxes.max(1).sum(1))
-    assert rows.max() == 16 and columns.max() == 24
+    assert rows.max() == 16
+    assert columns.max() == 24
     np.testing.assert_allclose(boxes.sum((1, 2)), rows * columns)
     # A side of half the length with a uniform centre keeps 7/8 of itself in the mean.
     np.testing.assert_allclose(rows.mean() / 16, 7 / 8, atol=0.02)
@@ -71,7 +72,8 @@ def test_boxes_cover_the_area_asked_for():
 def test_nothing_to_mix_changes_nothing():
     images, targets = np.ones((4, 2, 2, 3), np.float32), np.eye(4)
     mixed = Mixing()(jax.random.key(0), images, targets)
-    assert mixed[0] is images and mixed[1] is targets
+    assert mixed[0] is images
+    assert mixed[1] is targets
 
 
 def test_bad_fields_are_named():

@@ -86,7 +86,8 @@ def test_small_models_compute():
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
         train = partial(model.apply, train=True, mutable=["batch_stats"])
         logits, updates = jax.jit(train)(variables, images)
-        assert logits.shape == (4, 7) and logits.dtype == jnp.float32
+        assert logits.shape == (4, 7)
+        assert logits.dtype == jnp.float32
         assert np.isfinite(logits).all()
         before, after = variables["batch_stats"], updates["batch_stats"]
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
@@ -106,7 +107,8 @@ def test_dropout_and_no_head():
         return model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
 
     kept, other = features(0) != 0, features(1) != 0
-    assert kept.shape == (2, 32) and (kept != other).any()
+    assert kept.shape == (2, 32)
+    assert (kept != other).any()
     np.testing.assert_array_equal(features(0), features(0))
 
 
@@ -120,7 +122,8 @@ def test_initialisation():
     kernel = block["conv2"]["conv"]["kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 1024)), rtol=0.01)
     assert np.abs(kernel).max() > 3 * kernel.std()  # not truncated
-    assert not block["bn3"]["scale"].any() and (block["bn1"]["scale"] == 1).all()
+    assert not block["bn3"]["scale"].any()
+    assert (block["bn1"]["scale"] == 1).all()
     bound = 1 / np.sqrt(2048)
     for leaf in jax.tree.leaves(params["head"]):
         np.testing.assert_allclose(np.abs(leaf).max(), bound, rtol=0.01)
@@ -171,7 +174,8 @@ def test_statistics_by_groups_are_those_of_devices():
         return BatchNorm(groups=8).apply(variables, x, True, mutable=["batch_stats"])[0]
 
     compiled = jax.jit(forward, out_shardings=spec).lower(jax.device_put(x, spec)).compile()
-    assert "all-reduce" not in compiled.as_text() and "all-gather" not in compiled.as_text()
+    assert "all-reduce" not in compiled.as_text()
+    assert "all-gather" not in compiled.as_text()
     parts = [(part - part.mean((0, 1, 2))) / part.std((0, 1, 2)) for part in np.split(x, 8)]
     actual = compiled(jax.device_put(x, spec))
     np.testing.assert_allclose(actual, np.concatenate(parts), atol=1e-4)
@@ -276,7 +280,7 @@ def test_a_single_image_cannot_train():
 
 
 @pytest.mark.parametrize(
-    "name, fields, message",
+    ("name", "fields", "message"),
     [
         ("resnest51", {}, "unknown model 'resnest51'.*did you mean resnest.*resnest14, "),
         ("resnest50_fast_2s1x", {}, "unknown model"),
@@ -320,7 +324,7 @@ def test_torch_round_trip(name):
 
 
 @pytest.mark.parametrize(
-    "name, entries",
+    ("name", "entries"),
     [("resnest50", 476), ("resnest101", 935), ("resnest200", 1826), ("resnest269", 2447)],
 )
 def test_torch_entries(name, entries):
@@ -359,7 +363,8 @@ def test_imports_only_jax_flax_numpy():
         " if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout.strip() == "", result.stdout + result.stderr
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ""
 
 
 def test_frozen_stages_keep_their_statistics_and_get_no_gradient():

@@ -21,7 +21,8 @@ def test_old_run_evaluates_to_the_same_figures(name):
     folder = golden.FOLDER / name
     summary = json.loads((folder / "summary.json").read_text())
     found = runs.evaluate(folder)
-    assert found["step"] == 12 and found["eval_top1"] == summary["eval_top1"]
+    assert found["step"] == 12
+    assert found["eval_top1"] == summary["eval_top1"]
     np.testing.assert_allclose(found["eval_loss"], summary["eval_loss"], rtol=1e-5)
     assert runs.evaluate(folder, "6")["step"] == 6
 
@@ -42,7 +43,8 @@ def test_old_run_resumes(name, tmp_path):
 @pytest.mark.parametrize("name", RUNS)
 def test_old_run_gives_its_weights(name):
     model, variables = resnest_jax.load_pretrained(None, golden.FOLDER / name)
-    assert model.num_classes == 10 and model.planes == (8, 8, 8, 8)
+    assert model.num_classes == 10
+    assert model.planes == (8, 8, 8, 8)
     state_dict = resnest_jax.to_torch(variables, model)
     again = resnest_jax.from_torch(state_dict, model)
     jax.tree.map(np.testing.assert_array_equal, variables, again)

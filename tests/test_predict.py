@@ -61,7 +61,7 @@ def load_calls(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "shape, size, box",  # left, top, right, bottom
+    ("shape", "size", "box"),  # left, top, right, bottom
     [
         ((256, 256), 224, (16, 16, 240, 240)),
         ((256, 512), 224, (144, 16, 368, 240)),
@@ -88,7 +88,7 @@ def test_center_crop_keeps_and_averages():
     )
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 300), (300, 1), (2, 3), (33, 35)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (300, 1), (2, 3), (33, 35)])
 @pytest.mark.parametrize("size", [32, 33, 224])
 def test_center_crop_takes_any_size(height, width, size):
     assert crops.test_crop(photo(height, width), size, "authors").shape == (size, size, 3)
@@ -158,7 +158,8 @@ def test_exif_rotation_equals_upright(orientation, tmp_path):
     options = {"quality": 98, "subsampling": 0}
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.jpg", exif=exif, **options)
     read = predict.read_image(tmp_path / "a.jpg")
-    assert read.shape == upright.shape and np.abs(read.astype(int) - upright).mean() < 2
+    assert read.shape == upright.shape
+    assert np.abs(read.astype(int) - upright).mean() < 2
 
 
 def test_broken_files_are_input_errors(tmp_path):
@@ -234,7 +235,8 @@ def test_map_is_grad_cam():
     gradient = jax.grad(lambda c5: logits_of(c5)[np.arange(2), top].sum())(c5)
     weights = gradient.mean((1, 2), keepdims=True)
     expected = np.maximum((weights * c5).sum(-1), 0)
-    assert expected.shape == (2, 3, 2) and expected.max() > 0
+    assert expected.shape == (2, 3, 2)
+    assert expected.max() > 0
     np.testing.assert_allclose(explain(model, variables, images).cam, expected, rtol=1e-4)
 
 
@@ -268,13 +270,15 @@ def test_run_prints_tables_and_skips(tmp_path, capsys, load_calls):
     for i, (path, *lines) in enumerate(blocks):
         assert path == str(folder / f"{i}.png")
         shares = [float(line.split("%")[0]) for line in lines]
-        assert shares == sorted(shares, reverse=True) and sum(shares) <= 100
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) <= 100
         assert {line.split("%")[1].strip() for line in lines} <= set(names)
     (folder / "notes.txt").write_text("no image")
     assert predict.run([str(folder)], name="resnest50", image_size=32) == 1
     skipped = capsys.readouterr()
     assert skipped.out == clean.out
-    assert skipped.err.count("\n") == 1 and "notes.txt" in skipped.err
+    assert skipped.err.count("\n") == 1
+    assert "notes.txt" in skipped.err
     assert load_calls == [("resnest50", None)] * 2
 
 
@@ -286,7 +290,7 @@ def test_run_without_a_model_says_so(tmp_path, load_calls):
 
 
 @pytest.mark.parametrize(
-    "name, size", [("resnest50", 224), ("resnest101", 256), ("resnest50_fast_8s1x64d", 224)]
+    ("name", "size"), [("resnest50", 224), ("resnest101", 256), ("resnest50_fast_8s1x64d", 224)]
 )
 def test_published_models_are_tested_at_their_size(name, size, load_calls):
     predictor = predict.load(name, None, None)
@@ -320,10 +324,12 @@ def test_explain_writes_a_picture(name, tmp_path, capsys, load_calls):
     (tmp_path / "c.txt").write_text("no image")
     out = tmp_path / "out.png"
     code = predict.run([str(tmp_path)], name=name, image_size=64, explain_path=str(out))
-    assert code == 1 and capsys.readouterr().out.count("%") == 10
+    assert code == 1
+    assert capsys.readouterr().out.count("%") == 10
     with Image.open(out) as picture:
         width, height = picture.size
-    assert 400 < width < 1200 and height == 480
+    assert 400 < width < 1200
+    assert height == 480
     with pytest.raises(InputError, match="cannot be written"):
         predict.run(
             [f"{tmp_path}/cost_$_0.png"], name=name, image_size=64, explain_path="/dev/null/a.png"
@@ -340,7 +346,7 @@ def test_map_without_evidence_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "words"),
     [
         (["--model=resnest50"], ["IMAGE_OR_FOLDER"]),
         (["a.png", "--image_size=5"], ["image_size", "32"]),
@@ -354,5 +360,6 @@ def test_bad_command_is_one_line(arguments, words):
     )
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in result.stderr
+    assert len(errors) == 1
+    assert "Traceback" not in result.stderr
     assert all(word in errors[0] for word in words), errors

@@ -45,7 +45,8 @@ def test_safetensors_round_trip(tmp_path):
     path = tmp_path / "resnest50.safetensors"
     assert resnest_jax.save_weights(variables, model, path) == 476
     stored = safetensors.numpy.load_file(path)
-    assert len(stored) == 476 and sum(COUNTER in key for key in stored) > 0
+    assert len(stored) == 476
+    assert sum(COUNTER in key for key in stored) > 0
     for key, value in golden.state_dict(model).items():
         np.testing.assert_array_equal(stored[key], value)
     _, loaded = resnest_jax.load_pretrained("resnest50", path)
@@ -94,7 +95,8 @@ def test_bad_file_names_all_that_is_wrong(tmp_path):
 def test_head(published):
     model, variables = resnest_jax.load_pretrained(NAME, published, num_classes=10)
     fresh = variables["params"]["head"]
-    assert fresh["kernel"].shape == (2048, 10) and fresh["bias"].shape == (10,)
+    assert fresh["kernel"].shape == (2048, 10)
+    assert fresh["bias"].shape == (10,)
     np.testing.assert_allclose(np.abs(fresh["kernel"]).max(), 1 / np.sqrt(2048), rtol=0.01)
     init = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert_trees_equal(fresh, init["params"]["head"])
@@ -110,7 +112,8 @@ def test_head(published):
     images = golden.images((1, 64, 64), 0)
     assert jax.jit(model.apply)(variables, images).shape == (1, 10)
     model, variables = resnest_jax.load_pretrained(NAME, published, num_classes=0)
-    assert model.num_classes == 0 and "head" not in variables["params"]
+    assert model.num_classes == 0
+    assert "head" not in variables["params"]
 
 
 def test_a_stored_head_and_stem_are_kept(tmp_path, published):
@@ -158,7 +161,8 @@ def test_hub(published, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     model, variables = resnest_jax.load_pretrained(NAME, dtype=jnp.bfloat16, output_stride=8)
     assert asked == [("timm/resnest14d.gluon_in1k", "model.safetensors")]
-    assert model.dtype == jnp.bfloat16 and model.output_stride == 8
+    assert model.dtype == jnp.bfloat16
+    assert model.output_stride == 8
     assert_trees_equal(variables, golden.build(NAME, {})[1])
 
 
@@ -214,7 +218,8 @@ def test_run_as_source(tmp_path):
     runs.train(config, tmp_path / "run")
     name = config.model.name
     model, variables = resnest_jax.load_pretrained(name, tmp_path / "run")
-    assert model.num_classes == 10 and model.planes == (8, 8, 8, 8)
+    assert model.num_classes == 10
+    assert model.planes == (8, 8, 8, 8)
     images = golden.images((2, 32, 32), 0)
     logits = jax.jit(model.apply)(variables, images)
     assert logits.shape == (2, 10)
@@ -236,7 +241,8 @@ def test_convert_to_a_directory(published, tmp_path):
     _, variables = resnest_jax.load_pretrained(NAME, tmp_path / "ours")
     assert_trees_equal(variables, resnest_jax.load_pretrained(NAME, published)[1])
     again = convert(*args)
-    assert again.returncode == 1 and "pass --overwrite" in again.stderr
+    assert again.returncode == 1
+    assert "pass --overwrite" in again.stderr
     assert convert(*args, "--overwrite").returncode == 0
     back = convert(f"--input={tmp_path / 'ours'}", f"--output={tmp_path / 'back.safetensors'}")
     assert "10,611,688 parameters" in back.stdout, back.stderr
@@ -247,7 +253,8 @@ def test_convert_to_a_directory(published, tmp_path):
         np.testing.assert_array_equal(after[key], value)
     assert not list(tmp_path.glob(".*"))
     nameless = convert(f"--input={published}", f"--output={tmp_path / 'x'}")
-    assert nameless.returncode == 1 and "model is missing" in nameless.stderr
+    assert nameless.returncode == 1
+    assert "model is missing" in nameless.stderr
 
 
 @pytest.mark.parametrize("name", ["no.safetensors", "weights.bin", "text.safetensors"])

@@ -27,16 +27,16 @@ def start_pair(workdir, *args):
     """Two processes of one run on this machine."""
     processes = []
     for index, variables in enumerate(helpers.process_variables(count=2)):
-        log = workdir.with_name(f"{workdir.name}.{index}.log").open("a")
-        processes.append(
-            subprocess.Popen(
-                [*COMMAND, f"--workdir={workdir}", *args],
-                cwd=helpers.ROOT,
-                env=environment() | variables,
-                stdout=log,
-                stderr=log,
+        with workdir.with_name(f"{workdir.name}.{index}.log").open("a") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*COMMAND, f"--workdir={workdir}", *args],
+                    cwd=helpers.ROOT,
+                    env=environment() | variables,
+                    stdout=log,
+                    stderr=log,
+                )
             )
-        )
     return processes
 
 
@@ -142,7 +142,8 @@ def test_sigterm_stores_the_step_under_way(tmp_path):
     process.terminate()
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 143, errors
-    assert "stopped: got SIGTERM after step" in errors and "Traceback" not in errors
+    assert "stopped: got SIGTERM after step" in errors
+    assert "Traceback" not in errors
     subprocess.run(command, cwd=helpers.ROOT, env=environment(), check=True)
     assert_same_run(stopped, whole)
 

@@ -126,7 +126,9 @@ def test_paper_rates_and_batches():
         np.testing.assert_allclose(config.optimizer.base_learning_rate * batch / 256, rate)
 
 
-@pytest.mark.parametrize("name, argument", [("imagenet", "resnest51"), ("imagenet_short", "200")])
+@pytest.mark.parametrize(
+    ("name", "argument"), [("imagenet", "resnest51"), ("imagenet_short", "200")]
+)
 def test_unknown_recipes_say_what_there_is(name, argument):
     with pytest.raises(ValueError, match=argument):
         helpers.load_config(name, argument)

@@ -76,7 +76,7 @@ def start(workdir, devices, **variables):
     flags = {"XLA_FLAGS": helpers.xla_flags(devices)}
     command = [sys.executable, SCRIPT, str(workdir)]
     return subprocess.Popen(
-        command, cwd=helpers.ROOT, env=os.environ | flags | variables, stdout=subprocess.PIPE
+        command, cwd=helpers.ROOT, env=os.environ | flags | variables, stdout=subprocess.DEVNULL
     )
 
 

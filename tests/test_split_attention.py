@@ -63,7 +63,9 @@ def test_attention_is_a_distribution_over_splits():
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 16])
-@pytest.mark.parametrize("size, strides, dilation", [(3, 1, 1), (3, 2, 1), (3, 1, 2), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("size", "strides", "dilation"), [(3, 1, 1), (3, 2, 1), (3, 1, 2), (1, 1, 1)]
+)
 def test_convolution_implementations_agree(groups, size, strides, dilation):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 9, 8, 16)).astype(np.float32)

@@ -85,7 +85,8 @@ def test_evaluation_counts_valid_images_once():
     logits = np.asarray(jax.jit(task_model)(normalised.astype(np.float32)))[:5]
     order = np.argsort(-logits, -1)
     hits = order == batch["label"][:5, None]
-    assert sums["top1"] == hits[:, :1].sum() and sums["top5"] == hits[:, :5].sum()
+    assert sums["top1"] == hits[:, :1].sum()
+    assert sums["top5"] == hits[:, :5].sum()
 
 
 def test_eight_devices_equal_one():
@@ -127,7 +128,8 @@ def test_a_run_leaves_what_it_should(whole_run):
     workdir, summary = whole_run
     assert summary == json.loads((workdir / "summary.json").read_text())
     assert summary["model"] == "resnest14_fast_2s1x64d"
-    assert summary["step"] == 12 and summary["epoch"] == pytest.approx(2, abs=0.01)
+    assert summary["step"] == 12
+    assert summary["epoch"] == pytest.approx(2, abs=0.01)
     assert 0 <= summary["eval_top1"] <= summary["eval_top5"] <= 1
     assert json.loads((workdir / "config.json").read_text())["batch_size"] == 240
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -138,7 +140,8 @@ def test_a_run_leaves_what_it_should(whole_run):
     accuracy = {line["step"]: line["eval_top1"] for line in lines if "eval_top1" in line}
     assert list(accuracy) == [3, 6, 9, 12]
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
-    assert {9, 12} <= kept and len(kept) <= 3
+    assert {9, 12} <= kept
+    assert len(kept) <= 3
     assert max(accuracy[step] for step in kept) == max(accuracy.values())
 
 
@@ -220,7 +223,7 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides, message",
+    ("overrides", "message"),
     [
         ({"batch_size": 12}, "batch_size 12 must be a positive multiple of the 8 devices"),
         ({"batch_size": 2000}, "batch_size 2000 must not exceed the 1437 training images"),

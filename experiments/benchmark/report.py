@@ -50,7 +50,7 @@ def show(rows: list[dict], name: str, out: str | None) -> None:
         return
     path = Path(out)
     path.mkdir(parents=True, exist_ok=True)
-    (path / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    (path / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     try:
         import matplotlib.pyplot as plt
     except ImportError:

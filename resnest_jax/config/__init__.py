@@ -126,4 +126,4 @@ def _checked(name: str, value: Any, kind: type, optional: bool) -> Any:
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         also = ", or None for the model's own" if optional else ""
         raise InputError(f"{name} must be {_TYPES[kind]}{also}; got {value!r}")
-    return float(value) if kind is float else value
+    return float(value) if kind is float and isinstance(value, int) else value

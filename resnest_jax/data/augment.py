@@ -48,7 +48,8 @@ def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -
 def random_lighting(image: np.ndarray, rng: np.random.Generator, deviation: float) -> np.ndarray:
     """Adds one colour to all pixels, normal along the principal components (AlexNet)."""
     color = COLOR_DIRECTIONS @ (rng.normal(0.0, deviation, 3) * COLOR_DEVIATIONS)
-    return cv2.add(np.ascontiguousarray(image), (*color.tolist(), 0.0))
+    scalar = np.array([*color, 0.0])[:, None]  # what OpenCV adds to every pixel
+    return cv2.add(np.ascontiguousarray(image), scalar)
 
 
 def random_erasing(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:

@@ -1,11 +1,16 @@
 """The operators of AutoAugment and RandAugment, by Pillow, and the two policies."""
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 FILL = (128, 128, 128)  # what a geometric operator uncovers
 LEVELS = 9  # the magnitudes of AutoAugment's paper are 0 to 9
 MAGNITUDES = 30  # those of RandAugment 0 to 30, as in the authors' PyTorch code
+
+Operator = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
@@ -18,29 +23,33 @@ def _sign(rng: np.random.Generator) -> int:
     return 1 if rng.random() < 0.5 else -1
 
 
-def _shear_x(image, strength, rng):
+def _shear_x(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     return _affine(image, (1, _sign(rng) * 0.3 * strength, 0, 0, 1, 0))
 
 
-def _shear_y(image, strength, rng):
+def _shear_y(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     return _affine(image, (1, 0, 0, _sign(rng) * 0.3 * strength, 1, 0))
 
 
-def _translate_x(image, strength, rng):
+def _translate_x(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     return _affine(image, (1, 0, _sign(rng) * 150 / 331 * strength * image.width, 0, 1, 0))
 
 
-def _translate_y(image, strength, rng):
+def _translate_y(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     return _affine(image, (1, 0, 0, 0, 1, _sign(rng) * 150 / 331 * strength * image.height))
 
 
-def _rotate(image, strength, rng):
+def _rotate(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     degrees = _sign(rng) * 30 * strength
     return image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
-def _enhance(kind):
-    def operator(image, strength, rng):
+def _solarize(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.solarize(image, math.ceil(256 * (1 - strength)))
+
+
+def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operator:
+    def operator(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
         return kind(image).enhance(1 + _sign(rng) * 0.9 * strength)
 
     return operator
@@ -48,7 +57,7 @@ def _enhance(kind):
 
 # Name -> operator(image, strength in [0, 1], rng): the ranges of AutoAugment (arXiv 1805.09501,
 # table 6), the stronger the farther from the image itself.
-OPERATORS = {
+OPERATORS: dict[str, Operator] = {
     "shear_x": _shear_x,
     "shear_y": _shear_y,
     "translate_x": _translate_x,
@@ -58,7 +67,7 @@ OPERATORS = {
     "equalize": lambda image, strength, rng: ImageOps.equalize(image),
     "invert": lambda image, strength, rng: ImageOps.invert(image),
     "posterize": lambda image, strength, rng: ImageOps.posterize(image, 8 - round(4 * strength)),
-    "solarize": lambda image, strength, rng: ImageOps.solarize(image, 256 * (1 - strength)),
+    "solarize": _solarize,
     "color": _enhance(ImageEnhance.Color),
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),

@@ -8,23 +8,32 @@ from typing import Any, Protocol
 
 import grain
 import jax
+import numpy as np
 
 from resnest_jax.data.images import Images, decode_image
-from resnest_jax.data.loader import HostBatches, HostShard, eval_batches, train_batches
+from resnest_jax.data.loader import (
+    Element,
+    EvalTransform,
+    HostBatches,
+    HostShard,
+    element_at,
+    eval_batches,
+    train_batches,
+)
 from resnest_jax.data.order import shuffled
 from resnest_jax.data.sources.records import Dataset
 from resnest_jax.errors import InputError
 
 
 class TrainTransform(Protocol):
-    """A random transform (``grain.transforms.RandomMap``) to elements of one shape."""
+    """A random transform, as ``grain.transforms.RandomMap``, to elements of one shape."""
 
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of an element."""
         ...
 
-    def random_map(self, element: Any, rng: Any) -> Any: ...
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Element: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Batches:
         self,
         dataset: Dataset,
         train_transforms: Sequence[tuple[int, TrainTransform]],
-        eval_transform: grain.transforms.Map,
+        eval_transform: EvalTransform,
         options: LoaderOptions,
         decode: Callable[[dict[str, Any]], dict[str, Any]] = decode_image,
     ):
@@ -100,7 +109,7 @@ class Batches:
             if end is not None and end <= start_step:
                 continue
             batches = train_batches(
-                order.random_map(transform),
+                order.random_map(transform.random_map),
                 self._shard,
                 start_step=start_step,
                 workers=self._options.workers,
@@ -113,7 +122,8 @@ class Batches:
 
     def train_keys(self, step: int) -> list[str]:
         """Record keys of this process's part of the batch of a step, from 0."""
-        return [self._records.key(self._indices[i]) for i in self._shard.step_elements(step)]
+        elements = self._shard.step_elements(step)
+        return [self._records.key(element_at(self._indices, i)) for i in elements]
 
     def train_specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
         """Every shape of a global training batch, in the order of training."""

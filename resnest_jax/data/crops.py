@@ -58,7 +58,7 @@ def efficientnet_box(rng: np.random.Generator, height: int, width: int, size: in
     return center_box(height, width, size / (size + MARGIN))
 
 
-def _random_place(rng, height: int, width: int, h: int, w: int) -> Box:
+def _random_place(rng: np.random.Generator, height: int, width: int, h: int, w: int) -> Box:
     top = int(rng.integers(0, height - h, endpoint=True))
     left = int(rng.integers(0, width - w, endpoint=True))
     return left, top, left + w, top + h
@@ -110,10 +110,8 @@ def test_crop(image: np.ndarray, size: int, rule: str) -> np.ndarray:
     fraction = crop_fraction(rule, size)
     if fraction is None:
         return resize_and_center_crop(image, size)
-    return resize_box_bicubic(image, center_box(*image.shape[:2], fraction), size)
-
-
-test_crop.__test__ = False  # it is no test
+    height, width = image.shape[:2]
+    return resize_box_bicubic(image, center_box(height, width, fraction), size)
 
 
 def crop_fraction(rule: str, size: int) -> float | None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Generator
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import grain
@@ -15,11 +16,19 @@ from absl import flags
 from resnest_jax.data.images import Images
 from resnest_jax.errors import InputError
 
+T = TypeVar("T")
+Element = dict[str, np.ndarray]  # what a transform makes of a record
 HostBatches = Generator[dict[str, np.ndarray], None, None]
 
 # Largest number of images that one thread makes at a time: thousands per thread would fill the
 # memory.
 MAX_CHUNK = 128
+
+
+class EvalTransform(Protocol):
+    """A transform, as ``grain.transforms.Map``, to elements of one shape."""
+
+    def map(self, element: dict[str, Any]) -> Element: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +98,7 @@ def train_batches(
 
 
 def eval_batches(
-    images: Images, transform: grain.transforms.Map, shard: HostShard, *, workers: int = 0
+    images: Images, transform: EvalTransform, shard: HostShard, *, workers: int = 0
 ) -> HostBatches:
     """Yield this host's part of the evaluation batches: every image once over all hosts.
 
@@ -113,20 +122,28 @@ class _ValidElement(grain.transforms.Map):
     """Index -> element with ``valid``; zeros where there is no image."""
 
     images: Images
-    transform: grain.transforms.Map
+    transform: EvalTransform
 
-    def map(self, element):
+    def map(self, element: int) -> Element:
         found = self.images.read_or_skip(element) if element < len(self.images) else None
         made = self.transform.map(found or self.images[0])
         if not found:
             made = {name: np.zeros_like(value) for name, value in made.items()}
-        return {**made, "valid": np.bool_(found is not None)}
+        return {**made, "valid": np.array(found is not None)}
 
 
-class _Chunks(grain.MapDataset):
+def element_at(dataset: grain.MapDataset[T], index: int) -> T:
+    """Return an element of a data set that leaves none out."""
+    element = dataset[index]
+    if element is None:  # how Grain marks what a filter leaves out
+        raise IndexError(index)
+    return element
+
+
+class _Chunks(grain.MapDataset[dict[str, np.ndarray]]):
     """This host's chunks of the batches from a step on, each stacked."""
 
-    def __init__(self, parent: grain.MapDataset, shard: HostShard, start_step: int = 0):
+    def __init__(self, parent: grain.MapDataset[Element], shard: HostShard, start_step: int = 0):
         super().__init__(parent)
         self._shard = shard
         self._first = start_step * shard.size // shard.chunk
@@ -135,8 +152,9 @@ class _Chunks(grain.MapDataset):
         per_batch = self._shard.size // self._shard.chunk
         return len(self._parent) // self._shard.batch_size * per_batch
 
-    def __getitem__(self, index):
-        elements = [self._parent[i] for i in self._shard.elements(self._first + index)]
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        indices = self._shard.elements(self._first + index)
+        elements = [element_at(self._parent, i) for i in indices]
         return {name: np.stack([e[name] for e in elements]) for name in elements[0]}
 
 

@@ -1,5 +1,7 @@
 """Which records are in step n: a pure function of the seed and n."""
 
+from typing import Any
+
 import grain
 
 from resnest_jax.errors import InputError
@@ -34,5 +36,5 @@ class _Repeated(grain.MapDataset):
     def __len__(self) -> int:
         return len(self._parent)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
         return self._parent[index // self._times]

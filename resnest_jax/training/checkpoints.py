@@ -53,12 +53,13 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
+        self._workdir = workdir
         self._manager = ocp.CheckpointManager(workdir.resolve() / FOLDER, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         stored = kind is None or issubclass(kind, PreemptedError)  # else that error comes first
         with self._storage_errors() if stored else contextlib.suppress(Exception):
             self._manager.close()
@@ -89,10 +90,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax's storage layers raise many kinds
-            workdir = self._manager.directory.parent
             raise StorageError(
                 f"a checkpoint could not be written to {self._manager.directory}: {error}; the "
-                f"last whole one is of step {latest_step(workdir)}"
+                f"last whole one is of step {latest_step(self._workdir)}"
             ) from error
 
     def any(self) -> bool:
@@ -126,7 +126,7 @@ class Checkpoints:
                 f"checkpoint {folder} cannot be read: {error}; without that folder the run goes "
                 f"on from another of {steps=}"
             ) from error
-        return restored.state, restored.progress
+        return restored["state"], restored["progress"]
 
     def _find(self, which: str, steps: list[int]) -> int | None:
         if which == "last":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import matplotlib.figure
 import numpy as np
 import optax
@@ -37,7 +38,7 @@ def plot_schedule(schedule: optax.Schedule, steps: int, steps_per_epoch: float, 
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     at = np.unique(np.linspace(0, steps - 1, min(steps, 1000), dtype=int))
-    axes.plot(at / steps_per_epoch, [float(schedule(step)) for step in at])
+    axes.plot(at / steps_per_epoch, [float(jax.device_get(schedule(step))) for step in at])
     axes.set(xlabel=f"epoch ({steps} steps)", ylabel="learning rate")
     axes.grid(alpha=0.3)
     figure.savefig(to / "schedule.png", dpi=100)

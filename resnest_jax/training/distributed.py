@@ -108,11 +108,11 @@ class Preemption:
             self._before = signal.signal(signal.SIGTERM, self._notice)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _notice(self, *_) -> None:
+    def _notice(self, *_: object) -> None:
         self._noticed = True
 
     def reached(self, step: int) -> bool:

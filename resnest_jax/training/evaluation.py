@@ -13,7 +13,7 @@ from resnest_jax.training.task import EvalOutput, HostBatch
 
 def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, float]]:
     """``evaluate(state)``: the figures of the task's metric under names ``eval_...``."""
-    shardings = EvalOutput(replicated(run.mesh), batch_sharding(run.mesh))
+    shardings = EvalOutput._make((replicated(run.mesh), batch_sharding(run.mesh)))
     eval_step = jax.jit(run.task.eval_step, out_shardings=shardings)
 
     def evaluate(state: TrainState) -> dict[str, float]:

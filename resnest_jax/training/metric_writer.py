@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import TextIO
 
 import tensorboardX
 from tqdm import tqdm
@@ -34,34 +35,36 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start_step: int):
         """Open the sinks and forget what lies past ``start_step``: it will be done again."""
-        self._file = self._tensorboard = None
+        self._sinks: tuple[TextIO, tensorboardX.SummaryWriter] | None = None
         if not is_main():
             return
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         replace_file(workdir / METRICS, text.encode())
-        self._file = (workdir / METRICS).open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+        events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
+        self._sinks = (workdir / METRICS).open("a"), events
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_) -> None:
-        if is_main():
-            self._file.close()
-            self._tensorboard.close()
+    def __exit__(self, *_: object) -> None:
+        for sink in self._sinks or ():
+            sink.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write one line of metrics.jsonl and the same to TensorBoard."""
-        if is_main():
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._file.flush()
+        if self._sinks:
+            file, _ = self._sinks
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.flush()
         self.write_tensorboard(step, metrics)
 
     def write_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
         """Write what differs from run to run, such as rates."""
-        for name, value in metrics.items() if is_main() else ():
-            self._tensorboard.add_scalar(name, value, step)
+        if self._sinks:
+            _, events = self._sinks
+            for name, value in metrics.items():
+                events.add_scalar(name, value, step)
 
 
 class ProgressMeter:

@@ -53,7 +53,7 @@ def state_sharding(state: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> A
     1910.02054) along their longest axis that the devices divide, if there is one.
     """
 
-    def split(leaf):
+    def split(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
         if not axes:
             return replicated(mesh)
@@ -108,8 +108,8 @@ def complete_variables(run: Run, loaded: Variables, rng: jax.Array) -> Variables
     Raises:
       InputError: if names are missing or unknown, or a shape differs.
     """
-    found = flatten_dict(dict(loaded))
-    wanted = flatten_dict(dict(jax.eval_shape(run.task.init, rng)))
+    found: dict[tuple[str, ...], Any] = flatten_dict(dict(loaded))
+    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.eval_shape(run.task.init, rng)))
     new = {path for path in wanted if path[1] in run.new_modules}
     problems = {
         "missing": wanted.keys() - found.keys() - new,

@@ -16,7 +16,7 @@ from resnest_jax.training.task import Aux, Batch, Metrics, PyTree
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def jit_train_step(run: Run) -> TrainStep:
+def jit_train_step(run: Run) -> jax.stages.Wrapped:
     """The training step, jitted; it donates the state."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
     out = (shardings, replicated(run.mesh))
@@ -62,7 +62,9 @@ def _gradients(
     accumulate = run.options.accumulate
     trained, merge, fill = _split_frozen(state.params, run.options.freeze)
 
-    def loss(trained, batch_stats, batch, rng):
+    def loss(
+        trained: PyTree, batch_stats: PyTree, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, Aux]:
         variables = {"params": merge(trained), "batch_stats": batch_stats}
         return run.task.loss(variables, batch, rng, progress)
 
@@ -71,7 +73,7 @@ def _gradients(
         out, grads = gradient(trained, state.batch_stats, batch, rng)
         return out, fill(grads)
 
-    def add(carry, part):
+    def add(carry: tuple, part: tuple[jax.Array, Batch]) -> tuple[tuple, Metrics]:
         batch_stats, total, grads = carry
         index, images = part
         rng_part = jax.random.fold_in(rng, index)
@@ -118,7 +120,7 @@ def split_batch(batch: Batch, parts: int, shards: int) -> Batch:
       InputError: if ``parts * shards`` does not divide B.
     """
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         if x.shape[0] % (parts * shards):
             raise InputError(
                 f"batch_size {x.shape[0]} must be a multiple of {shards} devices times "

@@ -7,6 +7,8 @@ made of them: what stands in a test picture was never seen in a training picture
 """
 
 import io
+from collections.abc import Iterator
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -50,12 +52,15 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         # scikit-learn is slow to import and serves only here, the first time.
         from sklearn.datasets import load_digits, load_sample_images
         from sklearn.model_selection import train_test_split
+        from sklearn.utils import Bunch
 
-        digits = load_digits()
+        digits = cast(Bunch, load_digits())
         photographs = load_sample_images().images
         border = 2 * photographs[0].shape[1] // 3
         parts = train_test_split(
@@ -77,7 +82,14 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
             )
         }
 
-    def _generate_examples(self, digits, labels, photographs, pictures, seed):
+    def _generate_examples(
+        self,
+        digits: np.ndarray,
+        labels: np.ndarray,
+        photographs: list[np.ndarray],
+        pictures: int,
+        seed: int,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(pictures * len(digits)):
             rng = np.random.default_rng((SPLIT_SEED, seed, index))
             which = index % len(digits)
@@ -110,7 +122,13 @@ def compose(
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _draw(rng, picture, ink, angle, colours):
+def _draw(
+    rng: np.random.Generator,
+    picture: np.ndarray,
+    ink: np.ndarray,
+    angle: float,
+    colours: tuple[float, float],
+) -> np.ndarray:
     """The picture with ink laid over it at a random place, size and colour."""
     side = rng.uniform(*SIDES)
     centre = rng.uniform(side / 2, SIZE - side / 2, 2)

@@ -1,6 +1,8 @@
 """scikit-learn's handwritten digits as a TFDS builder: real images with nothing to download."""
 
 import io
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -47,12 +49,15 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         # scikit-learn is slow to import and serves only here, the first time.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
+        from sklearn.utils import Bunch
 
-        digits = load_digits()
+        digits = cast(Bunch, load_digits())
         train, test = train_test_split(
             np.arange(len(digits.target)),
             test_size=0.2,
@@ -64,8 +69,10 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(digits, test),
         }
 
-    def _generate_examples(self, digits, indices):
-        for index in indices.tolist():
+    def _generate_examples(
+        self, digits: Any, indices: Iterable[int]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in map(int, indices):
             # Grey values 0..16 become 0..255.
             grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
             png = cv2.imencode(".png", grey)[1].tobytes()

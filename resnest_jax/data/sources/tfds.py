@@ -46,7 +46,8 @@ def open_tfds(
     Arguments and errors are those of ``sources.open_dataset``.
     """
     builder = _builder(name, data_dir)
-    features = dict(builder.info.features)
+    features = builder.info.features
+    features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = (features.get(key) for key in ("image", "label"))
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
@@ -105,27 +106,33 @@ def _choose_splits(
 ) -> tuple[str, str]:
     """Replace ``auto`` by names of splits."""
     held_out = next((split for split in ("validation", "test") if split in available), None)
-    if train_split == eval_split == "auto" and held_out is None:
-        return "train[:80%]", "train[80%:]"
     if eval_split == "auto" and held_out is None:
+        if train_split == "auto":
+            return "train[:80%]", "train[80%:]"
         # A share of `train` chosen here could overlap with the training split that was given.
         raise InputError(
             f"data set {name!r} has no split 'validation' or 'test' for eval_split 'auto': "
             f"name one of {sorted(available)} or a slice of it"
         )
-    return (
-        "train" if train_split == "auto" else train_split,
-        held_out if eval_split == "auto" else eval_split,
-    )
+    if train_split == "auto":
+        train_split = "train"
+    if eval_split == "auto" and held_out is not None:
+        eval_split = held_out
+    return train_split, eval_split
 
 
 def _open_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> TfdsRecords:
     """Open one split, images left encoded."""
     try:
-        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        source = builder.as_data_source(
+            split=split,  # pyright: ignore[reportCallIssue]  # a decorator hides the parameters
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
     except NotImplementedError as error:
+        form = builder.info.file_format
+        stored = form.value if form else "another format"
         raise InputError(
-            f"data set {name!r} lies in {builder.data_dir} as {builder.info.file_format.value}, "
+            f"data set {name!r} lies in {builder.data_dir} as {stored}, "
             "which needs TensorFlow to read: set TFDS_DATA_DIR to another directory, to prepare it "
             "there"
         ) from error

@@ -76,7 +76,7 @@ def random_boxes(rng: jax.Array, area: jax.Array, height: int, width: int) -> ja
     """
     centre_rng, other_rng = jax.random.split(rng)
 
-    def inside(rng, size):
+    def inside(rng: jax.Array, size: int) -> jax.Array:
         side = jnp.floor(size * jnp.sqrt(area))
         centre = jax.random.randint(rng, area.shape, 0, size)
         start = jnp.clip(centre - side // 2, 0, size)[:, None]

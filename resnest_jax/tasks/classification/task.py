@@ -1,6 +1,7 @@
 """Image classification: inputs, loss and metrics around a model that returns logits."""
 
 import dataclasses
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -39,6 +40,11 @@ def smooth_targets(labels: jax.Array, num_classes: int, mass: float, over: str) 
     if over == "others":
         return targets * (1 - mass) + (1 - targets) * (mass / (num_classes - 1))
     return optax.smooth_labels(targets, mass)
+
+
+def apply_model(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
+    """Logits of normalised images, in evaluation."""
+    return cast(jax.Array, model.apply(variables, images))  # Flax: an output, or a pair with state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Classification:
 
         The loss is the softmax cross-entropy, whichever loss trains the network.
         """
-        logits = self.model.apply(variables, normalize(batch["image"]))
+        logits = apply_model(self.model, variables, normalize(batch["image"]))
         labels, valid = batch["label"], batch["valid"]
         true_logits = jnp.take_along_axis(logits, labels[:, None], -1)
         # Ties count against the model, so that equal logits score nothing.

@@ -1,6 +1,7 @@
 """From a decoded image to a fixed-size one, for training and for evaluation."""
 
 import dataclasses
+from typing import Any
 
 import grain
 import jax
@@ -32,9 +33,9 @@ class EvalTransform(grain.transforms.Map):
         _check_size(self.size)
         crops.crop_fraction(self.crop, self.size)
 
-    def map(self, element):
+    def map(self, element: dict[str, Any]) -> dict[str, np.ndarray]:
         image = crops.test_crop(element["image"], self.size, self.crop)
-        return {"image": image, "label": np.int32(element["label"])}
+        return {"image": image, "label": np.array(element["label"], np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,9 @@ class TrainTransform(grain.transforms.RandomMap):
         image = jax.ShapeDtypeStruct((self.size, self.size, 3), np.uint8)
         return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
 
-    def random_map(self, element, rng):
+    def random_map(
+        self, element: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         image = self._crop(self._apply_policy(element["image"], rng), rng)
         if self.shift:
             image = augment.random_shift(image, rng, self.shift)
@@ -110,7 +113,7 @@ class TrainTransform(grain.transforms.RandomMap):
             image = augment.random_lighting(image, rng, self.lighting)
         if self.erasing:
             image = augment.random_erasing(image, rng, self.erasing)
-        return {"image": image, "label": np.int32(element["label"])}
+        return {"image": image, "label": np.array(element["label"], np.int32)}
 
     def _apply_policy(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.policy == "autoaugment":
@@ -129,6 +132,6 @@ class TrainTransform(grain.transforms.RandomMap):
         return crops.resize_and_center_crop(image, self.size)
 
 
-def _check_size(size):
+def _check_size(size: int) -> None:
     if size < 1:
         raise InputError(f"image_size must be a positive number of pixels, got {size}")
