@@ -33,7 +33,7 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
     Returns:
       The model with ``norm="folded"``, and ``{"params"}`` for it, float32 (computed in float64).
       With implementation ``"auto"`` and for CPU, see ``platform``, wide 3x3 kernels are stored as
-      ``models.winograd`` transforms them, in place of ``kernel``.
+      ``layers.winograd`` transforms them, in place of ``kernel``.
 
     Raises:
       InputError: if the model is folded already, or a batch norm has no single convolution.

@@ -162,7 +162,7 @@ class ResNeSt(nn.Module):
         gives the paper's, which were not synchronised.
       remat: stages whose activations are computed again in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
-      implementation: how grouped convolutions are written, see ``models.convolution.conv2d``.
+      implementation: how grouped convolutions are written, see ``layers.convolution.conv2d``.
       platform: where the network is to run, ``cpu``, ``cuda``, ``rocm`` or ``tpu``: the form of
         the pools and what ``auto`` is. None is the backend that jax has when it traces.
       dtype: dtype of activations; parameters, statistics and logits are float32. With float64,

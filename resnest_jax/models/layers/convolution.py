@@ -100,7 +100,7 @@ def conv2d(
       ``grouped``: XLA's own grouped convolution;
       ``split``: one dense convolution a group, which XLA:CPU keeps on its fast path in both
         directions;
-      ``winograd``: Winograd's algorithm a group (``models.winograd``), where it exists: 3x3,
+      ``winograd``: Winograd's algorithm a group (``layers.winograd``), where it exists: 3x3,
         without strides or dilation; elsewhere as ``split``;
       ``patches``: the pixels under the kernel side by side and one matrix product a group;
       ``auto``: what was measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
