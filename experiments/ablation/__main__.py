@@ -34,38 +34,58 @@ from resnest_jax import cli
 from resnest_jax.config import complete, model_fields
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
-from resnest_jax.files import replace_file
+from resnest_jax.files import write_atomic, writing
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
-GRID = flags.DEFINE_list("grid", [], "Cells RsKxDd, for instance 1s1x64d,2s1x64d.")
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
+GRID = flags.DEFINE_list(
+    "grid", [], "Cells RsKxDd, for instance 1s1x64d,2s1x64d.", flag_values=FLAGS
+)
 AXIS = flags.DEFINE_multi_string(
-    "axis", [], "A config key and its values, every cell times every value: epochs=5,10."
+    "axis",
+    [],
+    "A config key and its values, every cell times every value: epochs=5,10.",
+    flag_values=FLAGS,
 )
-PRESET = flags.DEFINE_enum("preset", None, list(PRESETS), "Cells of the paper.")
-BASELINE = flags.DEFINE_string("baseline", None, "Cell to compare with; default: the first.")
+PRESET = flags.DEFINE_enum("preset", None, list(PRESETS), "Cells of the paper.", flag_values=FLAGS)
+BASELINE = flags.DEFINE_string(
+    "baseline", None, "Cell to compare with; default: the first.", flag_values=FLAGS
+)
 SEEDS = flags.DEFINE_integer(
-    "seeds", 3, "Runs a cell, with seeds from the recipe's on.", lower_bound=1
+    "seeds", 3, "Runs a cell, with seeds from the recipe's on.", lower_bound=1, flag_values=FLAGS
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and the results are kept.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the runs and the results are kept.", required=True, flag_values=FLAGS
+)
 EXECUTOR = flags.DEFINE_enum(
     "executor",
     "process",
     jobs.EXECUTORS,
     "What runs them: processes of this machine, or submitit's local or slurm.",
+    flag_values=FLAGS,
 )
-JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, flag_values=FLAGS)
 SUBMITIT = flags.DEFINE_multi_string(
-    "submitit", [], "A parameter of submitit, for instance slurm_partition=gpu."
+    "submitit", [], "A parameter of submitit, for instance slurm_partition=gpu.", flag_values=FLAGS
 )
-COSTS_ONLY = flags.DEFINE_bool("costs_only", False, "Measure what the models cost; train nothing.")
+COSTS_ONLY = flags.DEFINE_bool(
+    "costs_only", False, "Measure what the models cost; train nothing.", flag_values=FLAGS
+)
 IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Side of the images costs are measured at; default: the recipe's, or 224."
+    "image_size",
+    None,
+    "Side of the images costs are measured at; default: the recipe's, or 224.",
+    flag_values=FLAGS,
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Batch that costs are measured at; default: the recipe's, at most 64."
+    "batch_size",
+    None,
+    "Batch that costs are measured at; default: the recipe's, at most 64.",
+    flag_values=FLAGS,
 )
-REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
-flags.mark_flags_as_required(["workdir"])
+REPEATS = flags.DEFINE_integer(
+    "repeats", 10, "Rounds that are timed.", lower_bound=2, flag_values=FLAGS
+)
 
 
 def main(_: list[str]) -> int:
@@ -111,7 +131,7 @@ def sweep(
     report.write_results(rows, about, workdir)
     plot_curves(todo, workdir / "curves.png")
     accuracy = report.accuracy_table(rows, comparisons, baseline)
-    replace_file(workdir / "table.md", accuracy.encode())  # should measuring go wrong
+    write_atomic(workdir / "table.md", accuracy.encode())  # should measuring go wrong
     setting = _setting(CONFIG.value)
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     plot_tradeoff(top1, measured, baseline, workdir / "tradeoff.png")
@@ -122,10 +142,8 @@ def sweep(
 
 def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) -> int:
     """Measure what the models cost and write the table; returns the exit code."""
-    try:
+    with writing("workdir", workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     table = report.cost_table(measured, setting, device)
     _write_table([table, report.published_tables(models)], workdir)
@@ -164,9 +182,9 @@ def _names(cells: list[Cell]) -> str:
 
 def _write_table(parts: list[str], workdir: Path) -> None:
     table = "\n".join(part for part in parts if part)
-    replace_file(workdir / "table.md", table.encode())
+    write_atomic(workdir / "table.md", table.encode())
     print(f"\n{table}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)
