@@ -27,7 +27,7 @@ from resnest_jax.workdir import load_config
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The directory of the run.", required=True, flag_values=FLAGS
+    "workdir", None, "Directory of the run.", required=True, flag_values=FLAGS
 )
 
 IGNORED = 0.1  # of an even share: a split with less than this is ignored
@@ -207,7 +207,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
 
 
 def main(_: list[str]) -> None:
-    """Look into the run that the flags name."""
+    """Analyse the run."""
     workdir = Path(WORKDIR.value).expanduser()
     run = recipe.build(load_config(workdir))
     variables = restore_variables(latest_folder(workdir))

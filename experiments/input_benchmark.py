@@ -35,7 +35,7 @@ ROUNDS = flags.DEFINE_integer(
     "rounds", 5, "Rounds that are timed.", lower_bound=1, flag_values=FLAGS
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 64, "Images a batch.", lower_bound=1, flag_values=FLAGS
+    "batch_size", 64, "Images per batch.", lower_bound=1, flag_values=FLAGS
 )
 RECIPE = flags.DEFINE_bool("recipe", True, "Also time the paper's augmentation.", flag_values=FLAGS)
 

@@ -1,4 +1,4 @@
-"""What the devices of a run tell each other in a step, and what a step takes of their memory.
+"""Communication and memory of a training step.
 
     python -m experiments.scaling --config=configs/imagenet.py:resnest50 --images=16
 
@@ -30,7 +30,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_val
 DEVICES = flags.DEFINE_list(
     "devices", ["1", "2", "4", "8"], "Numbers of devices.", flag_values=FLAGS
 )
-IMAGES = flags.DEFINE_integer("images", 16, "Images a device.", lower_bound=1, flag_values=FLAGS)
+IMAGES = flags.DEFINE_integer("images", 16, "Images per device.", lower_bound=1, flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "A Markdown file for the table.", flag_values=FLAGS)
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 

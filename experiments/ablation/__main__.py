@@ -4,12 +4,12 @@
         --grid=0s1x64d,1s1x64d,2s1x64d,4s1x64d,1s2x48d,2s2x48d --seeds=3 --workdir=runs/ablation
     python -m experiments.ablation --costs_only --preset=radix --workdir=runs/costs
 
-Every cell of the grid with every seed is an ordinary training run below DIR/runs: the same command
-goes on where it stopped, and runs nothing twice. A run that fails is told of and stops no other.
-Leaves DIR/results.csv and results.json (a line a run), table.md, tradeoff.png, curves.png and
-costs.json. The exit code is 1 if a run failed. Each run takes the whole machine's accelerators:
-with any, leave --jobs at 1. Costs are measured where the command runs; to have those of another
-machine, run it there with --costs_only first, in the same directory.
+Every cell of the grid with every seed is a training run below DIR/runs. The same command resumes a
+stopped sweep and repeats no finished run. A failed run is reported; the others continue, and the
+exit code is 1. Writes DIR/results.csv and results.json (one line per run), table.md, tradeoff.png,
+curves.png and costs.json. Each run uses all accelerators: on a machine with any, leave
+--jobs at 1. Costs are measured where the command runs; for those of another machine, run it there
+with --costs_only first, in the same directory.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ GRID = flags.DEFINE_list(
 AXIS = flags.DEFINE_multi_string(
     "axis",
     [],
-    "A config key and its values, every cell times every value: epochs=5,10.",
+    "A config key and its values; every cell runs with every value: epochs=5,10.",
     flag_values=FLAGS,
 )
 PRESET = flags.DEFINE_enum("preset", None, list(PRESETS), "Cells of the paper.", flag_values=FLAGS)
@@ -52,16 +52,16 @@ BASELINE = flags.DEFINE_string(
     "baseline", None, "Cell to compare with; default: the first.", flag_values=FLAGS
 )
 SEEDS = flags.DEFINE_integer(
-    "seeds", 3, "Runs a cell, with seeds from the recipe's on.", lower_bound=1, flag_values=FLAGS
+    "seeds", 3, "Runs per cell; the first seed is the recipe's.", lower_bound=1, flag_values=FLAGS
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the runs and the results are kept.", required=True, flag_values=FLAGS
+    "workdir", None, "Directory of the runs and results.", required=True, flag_values=FLAGS
 )
 EXECUTOR = flags.DEFINE_enum(
     "executor",
     "process",
     jobs.EXECUTORS,
-    "What runs them: processes of this machine, or submitit's local or slurm.",
+    "Executor: processes on this machine, or submitit's local or slurm.",
     flag_values=FLAGS,
 )
 JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, flag_values=FLAGS)
@@ -69,18 +69,18 @@ SUBMITIT = flags.DEFINE_multi_string(
     "submitit", [], "A parameter of submitit, for instance slurm_partition=gpu.", flag_values=FLAGS
 )
 COSTS_ONLY = flags.DEFINE_bool(
-    "costs_only", False, "Measure what the models cost; train nothing.", flag_values=FLAGS
+    "costs_only", False, "Measure the costs of the models; train nothing.", flag_values=FLAGS
 )
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
-    "Side of the images costs are measured at; default: the recipe's, or 224.",
+    "Side of the images for costs; default: the recipe's, or 224.",
     flag_values=FLAGS,
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
-    "Batch that costs are measured at; default: the recipe's, at most 64.",
+    "Batch size for costs; default: the recipe's, at most 64.",
     flag_values=FLAGS,
 )
 REPEATS = flags.DEFINE_integer(
@@ -89,12 +89,12 @@ REPEATS = flags.DEFINE_integer(
 
 
 def main(_: list[str]) -> int:
-    """Do the sweep that the flags name."""
+    """Run the sweep."""
     workdir = Path(WORKDIR.value).expanduser().resolve()
     cells = parse_grid(GRID.value, AXIS.value, PRESET.value)
     baseline = BASELINE.value or cells[0].name
     if baseline not in [cell.name for cell in cells]:
-        raise InputError(f"--baseline: {baseline!r} is no cell; there are {_names(cells)}")
+        raise InputError(f"--baseline: {baseline!r} is not a cell; there are {_names(cells)}")
     if CONFIG.value is None:
         if not COSTS_ONLY.value:
             raise InputError("--config must name a recipe, unless --costs_only is given")
@@ -115,7 +115,7 @@ def sweep(
     baseline: str,
     workdir: Path,
 ) -> int:
-    """Run it and write what came of it; returns the exit code."""
+    """Run the sweep and write the results; return the exit code."""
     launch = jobs.make_launch(EXECUTOR.value, workdir, SUBMITIT.value)
     todo = make_jobs(cells, configs, SEEDS.value, workdir)
     run_jobs(todo, launch, JOBS.value)
@@ -131,7 +131,7 @@ def sweep(
     report.write_results(rows, about, workdir)
     plot_curves(todo, workdir / "curves.png")
     accuracy = report.accuracy_table(rows, comparisons, baseline)
-    write_atomic(workdir / "table.md", accuracy.encode())  # should measuring go wrong
+    write_atomic(workdir / "table.md", accuracy.encode())  # in case measuring fails
     setting = _setting(CONFIG.value)
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     plot_tradeoff(top1, measured, baseline, workdir / "tradeoff.png")
@@ -141,7 +141,7 @@ def sweep(
 
 
 def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) -> int:
-    """Measure what the models cost and write the table; returns the exit code."""
+    """Measure the costs of the models and write the table; return the exit code."""
     with writing("workdir", workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
@@ -151,13 +151,13 @@ def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) 
 
 
 def cell_models(configs: dict[str, ConfigDict]) -> dict[str, dict]:
-    """Fields of each cell's model, with the number of classes of its data set."""
+    """Return fields of each cell's model, with the number of classes of its data set."""
     classes: dict[tuple, int] = {}
     models = {}
     for cell, config in configs.items():
         source = (config.dataset, config.train_split, config.eval_split)
         if source not in classes:
-            # Opened here, it is also prepared but once, before runs that are done side by side.
+            # Opened here, it is prepared once, before parallel runs start.
             opened = open_dataset(source[0], train_split=source[1], eval_split=source[2])
             classes[source] = len(opened.class_names)
         models[cell] = {"num_classes": classes[source], **model_fields(config)}
