@@ -41,5 +41,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # a picture is no work for an accelerator
+    jax.config.update("jax_platforms", "cpu")  # a picture does not need an accelerator
     cli.run(main, FLAGS)
