@@ -19,14 +19,16 @@ from absl import flags
 
 from resnest_jax import cli, recipe
 from resnest_jax.errors import InputError
-from resnest_jax.files import replace_file
+from resnest_jax.files import write_atomic
+from resnest_jax.models.inputs import normalize
 from resnest_jax.models.resnest import ResNeSt, stage_of
-from resnest_jax.tasks.classification.task import normalize
 from resnest_jax.training.checkpoints import latest_folder, restore_variables
 from resnest_jax.workdir import load_config
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
-flags.mark_flags_as_required(["workdir"])
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run.", required=True, flag_values=FLAGS
+)
 
 IGNORED = 0.1  # of an even share: a split with less than this is ignored
 
@@ -205,7 +207,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
 
 
 def main(_: list[str]) -> None:
-    """Look into the run that the flags name."""
+    """Analyse the run."""
     workdir = Path(WORKDIR.value).expanduser()
     run = recipe.build(load_config(workdir))
     variables = restore_variables(latest_folder(workdir))
@@ -213,10 +215,10 @@ def main(_: list[str]) -> None:
     sums, count = collect(run.task.model, variables, run.batches.eval(), len(names))
     stages = summarise(sums, count)
     text = table(stages, count, names)
-    replace_file(workdir / "attention.md", text.encode())
+    write_atomic(workdir / "attention.md", text.encode())
     plot(stages, count, names, workdir / "attention.png")
     print(text)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

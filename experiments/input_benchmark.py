@@ -27,10 +27,17 @@ from resnest_jax.data.order import shuffled
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.tasks.classification.transforms import TrainTransform
 
-IMAGES = flags.DEFINE_integer("images", 1000, "Images that a round reads.", lower_bound=64)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds that are timed.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images a batch.", lower_bound=1)
-RECIPE = flags.DEFINE_bool("recipe", True, "Also time the paper's augmentation.")
+FLAGS = flags.FlagValues()
+IMAGES = flags.DEFINE_integer(
+    "images", 1000, "Images that a round reads.", lower_bound=64, flag_values=FLAGS
+)
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Rounds that are timed.", lower_bound=1, flag_values=FLAGS
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Images per batch.", lower_bound=1, flag_values=FLAGS
+)
+RECIPE = flags.DEFINE_bool("recipe", True, "Also time the paper's augmentation.", flag_values=FLAGS)
 
 SIZE = 224
 WANTED = 7000  # images a second: what a GPU's roofline takes of ResNeSt-50
@@ -121,4 +128,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

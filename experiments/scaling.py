@@ -1,4 +1,4 @@
-"""What the devices of a run tell each other in a step, and what a step takes of their memory.
+"""Communication and memory of a training step.
 
     python -m experiments.scaling --config=configs/imagenet.py:resnest50 --images=16
 
@@ -25,11 +25,14 @@ from resnest_jax.dry_run import abstract_batch, compile_step
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
-DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices.")
-IMAGES = flags.DEFINE_integer("images", 16, "Images a device.", lower_bound=1)
-OUT = flags.DEFINE_string("out", None, "A Markdown file for the table.")
-flags.mark_flags_as_required(["config"])
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
+DEVICES = flags.DEFINE_list(
+    "devices", ["1", "2", "4", "8"], "Numbers of devices.", flag_values=FLAGS
+)
+IMAGES = flags.DEFINE_integer("images", 16, "Images per device.", lower_bound=1, flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "A Markdown file for the table.", flag_values=FLAGS)
+flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
@@ -101,4 +104,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

@@ -1,4 +1,4 @@
-"""What the commands share: how they start, and how they say what was wrong."""
+"""Start-up and error reporting of the commands."""
 
 import ctypes
 import importlib.metadata
@@ -10,30 +10,43 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from resnest_jax.config import RENAMED
-from resnest_jax.errors import DivergenceError, InputError, PreemptedError, StorageError
+from resnest_jax.errors import (
+    DivergenceError,
+    InputError,
+    PreemptedError,
+    StorageError,
+    one_line,
+)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
-def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> None:
-    """Run a command to its exit code; what goes wrong becomes one line on stderr, exit code 1.
+def run(
+    main: Callable[[list[str]], int | None],
+    command: flags.FlagValues,
+    *,
+    arguments: bool = False,
+) -> None:
+    """Run a command; print known errors as one line on stderr, with exit code 1.
 
-    A run that was told to stop exits with 143, as SIGTERM itself would have it.
+    After SIGTERM the exit code is 143. Compiled programs are kept in the user's cache directory.
 
-    What is compiled is kept in the user's cache directory for the next time.
-
-    ``arguments``: whether it takes any besides its options.
+    Args:
+      main: the command; it gets the arguments that are not flags, and returns the exit code.
+      command: the flags of the command; absl's own are added to them.
+      arguments: the command takes arguments besides flags.
     """
     _keep_compiled()
     _keep_memory()
     try:
-        app.run(main, flags_parser=partial(_parse, arguments=arguments))
+        app.run(main, flags_parser=partial(_parse, command=command, arguments=arguments))
     except PreemptedError as error:
         print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGTERM)
@@ -43,29 +56,30 @@ def run(main: Callable[[list[str]], int | None], *, arguments: bool = False) -> 
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         fail(
-            f"another process of the run has failed or was killed; the same command goes on from "
-            f"the last checkpoint ({error})"
+            "another process of the run failed or was killed; run the same command again to "
+            f"resume from the last checkpoint ({error})"
         )
 
 
 def _keep_compiled() -> None:
-    """Give JAX's compilation cache a directory, unless the user did or it cannot be written."""
-    if jax.config.jax_compilation_cache_dir:
+    """Set a default compilation cache directory, if it can be written."""
+    settings: Any = jax.config  # its attributes have no types
+    if settings.jax_compilation_cache_dir:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnest_jax"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a read-only file system; a user without a home
+    except (OSError, RuntimeError):  # a read-only file system, no home directory
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _keep_memory() -> None:
-    """Have freed memory kept for the next step, if JAX has nothing but the CPU.
+    """Keep freed memory for the next step, if JAX has only the CPU.
 
-    XLA asks for all the memory of a program at every call of it. New from the system, its pages are
-    zeroed one by one each time: a quarter of a training step of ResNeSt-50 and more.
+    XLA allocates all memory of a program at each call. The system zeroes new pages one by one,
+    which takes a quarter of a training step of ResNeSt-50 or more.
     """
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     if sys.platform != "linux" or plugins or importlib.util.find_spec("libtpu"):
@@ -74,41 +88,59 @@ def _keep_memory() -> None:
     if hasattr(libc, "mallopt"):  # glibc
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never give back
-        # What other threads than the main one allocate comes from the system nevertheless.
+        # Memory of other threads is not kept.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def fail(error: object) -> None:
-    """Print one line and leave."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def fail(error: object) -> NoReturn:
+    """Print the error as one line and exit with code 1."""
+    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        os._exit(1)  # at once: leaving in order waits for processes that may be gone
+        os._exit(1)  # a normal exit waits for processes that may be gone
     sys.exit(1)
 
 
-def _parse(argv: list[str], arguments: bool) -> list[str]:
-    """Parse flags with Absl; report what is wrong with a config or its overrides in one line."""
+def _parse(argv: list[str], command: flags.FlagValues, arguments: bool) -> list[str]:
+    """Parse flags; report errors in one line. Return the program and the other arguments."""
+    _join(command)
+    overrides: dict[str, Any] = {}
     try:
-        rest = flags.FLAGS(argv)
-        overrides = {}
-        if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
-            list(flags.FLAGS["config"].value)  # a file that did not load says so only now
-            overrides = flags.FLAGS["config"].override_values
+        rest = command(argv)
+        if "config" in command:
+            overrides = _overrides(command["config"])
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(_wrong_override(argv) or error)
+    flags.FLAGS.mark_as_parsed()  # absl.app, absl.logging and Grain read theirs
     for key, value in overrides.items():
-        if isinstance(value, ConfigDict):  # it would replace the section, the recipe's values too
+        if isinstance(value, ConfigDict):  # it would drop the recipe's other values
             fail(_is_section(f"config.{key}", value))
-    if not flags.FLAGS["verbosity"].present:
-        # Orbax tells of every file that it writes; it and TFDS warn of what is normal.
+    if not command["verbosity"].present:
+        # Orbax logs every file that it writes; it and TFDS warn in normal operation.
         logging.set_verbosity(logging.ERROR)
     if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
     return rest
 
 
+def _overrides(config: Any) -> dict[str, Any]:
+    """Return the overrides of a config flag; raise the error of a file that did not load."""
+    if config.value is None:
+        return {}
+    list(config.value)  # such a file raises only here
+    return config.override_values
+
+
+def _join(command: flags.FlagValues) -> None:
+    """Add absl's own flags to the command's, and the command's to those that ``--help`` prints."""
+    command.append_flag_values(flags.FLAGS)
+    for module, defined in command.flags_by_module_dict().items():  # without the added ones
+        for flag in defined:
+            flags.FLAGS[flag.name] = flag
+            flags.FLAGS.register_flag_by_module(module, flag)
+
+
 def _wrong_override(argv: list[str]) -> str | None:
-    """Message for the first override of a key that does not exist or is a section, or None."""
+    """Return the message for the first override of an unknown key or a section, or None."""
     files = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
     path, _, argument = files[-1].partition(":") if files else ("", "", "")
     if not Path(path).is_file():
@@ -142,7 +174,7 @@ def _is_section(name: str, section: ConfigDict) -> str:
 
 
 def _plain(error: BaseException) -> str:
-    """The message of an exception, that of a locked ConfigDict without all its values."""
+    """Return the message of an exception; that of a locked ConfigDict without its values."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)

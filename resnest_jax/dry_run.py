@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from resnest_jax import recipe
 from resnest_jax.config import complete, flatten
 from resnest_jax.errors import InputError
+from resnest_jax.files import write_json, writing
 from resnest_jax.runs import parameter_table
 from resnest_jax.training.curves import plot_schedule
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.mesh import batch_sharding, shard
-from resnest_jax.training.metric_writer import write_json
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step
@@ -90,12 +90,10 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
 
 def _describe(run: Run, config: ConfigDict, workdir: Path, folder: Path) -> None:
     """Config, parameters and schedule, on the screen and in the folder."""
-    try:
+    with writing("workdir", workdir):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config.to_dict())
         (folder / PARAMETERS).write_text(parameter_table(run) + "\n")
-    except OSError as error:
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
     plot_schedule(run.schedule, run.options.total_steps, run.options.steps_per_epoch, folder)
     for key, value in flatten(config).items():
         print(f"{key} = {value!r}")

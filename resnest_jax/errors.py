@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Bad input: the message names the field, the value and what would be right."""
+    """Bad input: the message names the field, the value and what is allowed."""
 
 
 class DivergenceError(RuntimeError):
@@ -18,5 +18,5 @@ class PreemptedError(RuntimeError):
 
 
 def one_line(error: object) -> str:
-    """The message of an error as one line."""
+    """Return the message of an error as one line."""
     return " ".join(str(error).split()) or type(error).__name__

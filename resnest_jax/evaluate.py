@@ -8,13 +8,17 @@ from absl import flags
 from resnest_jax import cli, runs
 from resnest_jax.training import distributed
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The directory of the run.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "last", "Which one: last, best or a step.")
-flags.mark_flags_as_required(["workdir"])
+FLAGS = flags.FlagValues()
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run.", required=True, flag_values=FLAGS
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "last", "Checkpoint: last, best or a step.", flag_values=FLAGS
+)
 
 
 def main(_: list[str]) -> None:
-    """Evaluate what the flags name."""
+    """Evaluate the checkpoint."""
     distributed.start()
     results = runs.evaluate(Path(WORKDIR.value).expanduser(), CHECKPOINT.value)
     if distributed.is_main():
@@ -22,4 +26,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

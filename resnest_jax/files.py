@@ -1,15 +1,53 @@
-"""Files that are written whole or not at all."""
+"""Write files atomically."""
 
+import contextlib
+import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from resnest_jax.errors import InputError
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file beside the path, then put it there; OSError leaves what was there before."""
+def write_atomic(path: Path, content: bytes | bytearray | memoryview) -> None:
+    """Write atomically; on error the old file stays.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def writing(field: str, path: str | os.PathLike) -> Iterator[None]:
+    """Turn an OSError in the block into an InputError that names the field and the path.
+
+    Args:
+      field: the argument, flag or config key that holds the path.
+      path: the file or directory that the block writes.
+
+    Raises:
+      InputError: if the block raises OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{field} {path} cannot be written: {reason}") from error

@@ -1,31 +1,39 @@
-"""Name what is on images: python -m resnest_jax.predict --model=resnest50 IMAGE_OR_FOLDER..."""
+"""Classify images: python -m resnest_jax.predict --model=resnest50 IMAGE_OR_FOLDER..."""
 
 from absl import flags
 
 from resnest_jax import cli
+from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.tasks.classification import predict
 
+FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string(
-    "model", None, "The model's name; a directory of weights knows its own."
+    "model", None, "Name of the model; a directory of weights holds it.", flag_values=FLAGS
 )
 WEIGHTS = flags.DEFINE_string(
     "weights",
     None,
-    "A .safetensors or .pth file, or a directory, of a run too; left out, the published weights.",
+    "A .safetensors or .pth file, or the directory of a run or of weights; default: the published "
+    "weights.",
+    flag_values=FLAGS,
 )
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
-    "Side of the network's input; left out, that of the published test, or the run's.",
-    lower_bound=32,
+    "Side of the network's input; default: that of the published test, or of the run.",
+    lower_bound=MIN_SIZE,
+    flag_values=FLAGS,
 )
 EXPLAIN = flags.DEFINE_string(
-    "explain", None, "PNG to write: where the model looks, and its attention to the splits."
+    "explain",
+    None,
+    "PNG to write: where the model looks, and its attention to the splits.",
+    flag_values=FLAGS,
 )
 
 
 def main(argv: list[str]) -> int:
-    """Predict what the flags and arguments name."""
+    """Classify the images."""
     return predict.run(
         argv[1:],
         name=MODEL.value,
@@ -36,4 +44,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments=True)
+    cli.run(main, FLAGS, arguments=True)

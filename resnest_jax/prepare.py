@@ -2,9 +2,9 @@
 
     python -m resnest_jax.prepare --dataset=imagenet2012 --manual_dir=DIR
 
-Writing most data sets needs TensorFlow (`pip install 'resnest_jax[prepare]'`), on one machine,
-once. ImageNet's own licence forbids fetching it for you: DIR must hold ILSVRC2012_img_train.tar
-and ILSVRC2012_img_val.tar from image-net.org.
+Most data sets need TensorFlow to be written (`pip install 'resnest_jax[prepare]'`), once, on one
+machine. ImageNet's license does not allow an automatic download: DIR must hold
+ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org.
 """
 
 from pathlib import Path
@@ -14,14 +14,18 @@ from absl import flags
 from resnest_jax import cli
 from resnest_jax.data.sources import open_dataset
 
-DATASET = flags.DEFINE_string("dataset", None, "Its TFDS name.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to put it; TFDS's own place by default.")
-MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Where files are that you had to fetch.")
-flags.mark_flags_as_required(["dataset"])
+FLAGS = flags.FlagValues()
+DATASET = flags.DEFINE_string("dataset", None, "Its TFDS name.", required=True, flag_values=FLAGS)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Directory to write to; default: TFDS's own.", flag_values=FLAGS
+)
+MANUAL_DIR = flags.DEFINE_string(
+    "manual_dir", None, "Directory of files that you downloaded yourself.", flag_values=FLAGS
+)
 
 
 def main(_: list[str]) -> None:
-    """Prepare what the flags name."""
+    """Prepare the data set."""
     manual_dir = MANUAL_DIR.value and Path(MANUAL_DIR.value).expanduser()
     opened = open_dataset(DATASET.value, data_dir=DATA_DIR.value, manual_dir=manual_dir)
     print(
@@ -33,4 +37,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

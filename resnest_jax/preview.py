@@ -1,8 +1,8 @@
-"""See what the network sees.
+"""Draw a batch as the network sees it.
 
-    python -m resnest_jax.preview --config=configs/imagenet.py:resnest50 --preview=OUT.png
+    python -m resnest_jax.preview --config=configs/imagenet.py:resnest50 --output=OUT.png
 
-A picture of a batch after all augmentation and mixing, with the classes it is trained towards.
+The picture shows a batch after all augmentation and mixing, with the classes of its targets.
 """
 
 from pathlib import Path
@@ -11,26 +11,35 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from resnest_jax import cli
+from resnest_jax import cli, recipe
+from resnest_jax.config import complete
 from resnest_jax.tasks.classification import draw
 from resnest_jax.training import distributed
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
-PREVIEW = flags.DEFINE_string("preview", None, "The picture to write, PNG.")
-SPLIT = flags.DEFINE_enum("split", "train", ["train", "eval"], "Which images.")
-COUNT = flags.DEFINE_integer("count", 32, "How many of them.", lower_bound=2, upper_bound=256)
-STEP = flags.DEFINE_integer("step", 0, "The training step whose batch to draw.", lower_bound=0)
-flags.mark_flags_as_required(["config", "preview"])
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
+OUTPUT = flags.DEFINE_string("output", None, "PNG to write.", required=True, flag_values=FLAGS)
+SPLIT = flags.DEFINE_enum("split", "train", ["train", "eval"], "Split to draw.", flag_values=FLAGS)
+COUNT = flags.DEFINE_integer(
+    "count", 32, "Number of images.", lower_bound=2, upper_bound=256, flag_values=FLAGS
+)
+STEP = flags.DEFINE_integer(
+    "step", 0, "Training step of the batch, from 0.", lower_bound=0, flag_values=FLAGS
+)
+flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
-    """Draw what the flags name."""
+    """Draw the batch, of as many images as are shown."""
     distributed.start()
-    path = Path(PREVIEW.value).expanduser()
-    draw.draw_batch(CONFIG.value, path, SPLIT.value, COUNT.value, STEP.value)
+    config = complete(CONFIG.value)
+    first = STEP.value * config.batch_size // COUNT.value
+    config.batch_size, config.parallel.accumulate, config.evaluation.batch_size = COUNT.value, 1, 0
+    path = Path(OUTPUT.value).expanduser()
+    draw.draw_batch(recipe.build(config), path, SPLIT.value, first, STEP.value)
     print(path)
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # a picture is no work for an accelerator
-    cli.run(main)
+    jax.config.update("jax_platforms", "cpu")  # a picture does not need an accelerator
+    cli.run(main, FLAGS)

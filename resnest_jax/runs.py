@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 from resnest_jax import recipe
 from resnest_jax.config import complete
 from resnest_jax.errors import StorageError
+from resnest_jax.files import write_json
 from resnest_jax.training.checkpoints import Checkpoints, latest_folder
 from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.loop import fit
-from resnest_jax.training.metric_writer import write_json
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
 from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir, load_config

@@ -9,18 +9,23 @@ from ml_collections import config_flags
 from resnest_jax import cli, dry_run, runs
 from resnest_jax.training import distributed
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run is kept; a run that is already there goes on."
+    "workdir",
+    None,
+    "Directory of the run; an existing run is resumed.",
+    required=True,
+    flag_values=FLAGS,
 )
 DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Only find out whether the run can work, what it takes and how fast it is."
+    "dry_run", False, "Only check data, memory, disk and speed of the run.", flag_values=FLAGS
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
-    """Train what the flags name."""
+    """Train the recipe."""
     distributed.start()
     workdir = Path(WORKDIR.value).expanduser()
     if DRY_RUN.value:
@@ -32,4 +37,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

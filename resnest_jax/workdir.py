@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from resnest_jax.config import FREE_SECTIONS, complete, flatten
 from resnest_jax.errors import InputError
+from resnest_jax.files import write_json, writing
 from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.distributed import is_main
-from resnest_jax.training.metric_writer import write_json
 
 CONFIG = "config.json"
 PARAMETERS = "parameters.txt"
@@ -22,13 +22,11 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     Raises:
       InputError: if the directory cannot be written, or holds checkpoints of another config.
     """
-    try:
+    with writing("workdir", workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         check_workdir(workdir, config)
         if is_main():
             write_json(workdir / CONFIG, complete(config).to_dict())
-    except OSError as error:
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:

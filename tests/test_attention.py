@@ -7,7 +7,7 @@ import pytest
 import resnest_jax
 from experiments import attention
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.classification.task import normalize
+from resnest_jax.models.inputs import normalize
 
 CLASSES = 3
 

@@ -113,6 +113,19 @@ def test_a_bad_recipe_is_one_line(change, words, tmp_path):
     assert_one_line(result, "mine.py", *words)
 
 
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_help_lists_the_flags_of_the_command(command):
+    flags = {"train": ("--config", "--workdir", "--[no]dry_run"), "predict": ("--explain",)}[
+        command
+    ]
+    short = run(command, "--help")
+    assert short.returncode == 1 and not short.stderr  # 1 is absl's exit code
+    assert all(flag in short.stdout for flag in flags)
+    assert f"resnest_jax.{command} --" in short.stdout and "--verbosity" not in short.stdout
+    full = run(command, "--helpfull")
+    assert all(flag in full.stdout for flag in (*flags, "--verbosity"))
+
+
 def test_bad_folders_are_one_line(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -212,7 +225,8 @@ def stored_arrays(workdir):
 
 def test_what_was_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
     code = (
-        "import jax; from resnest_jax import commands; cli.run(lambda _: print(jax.jit(abs)(-1)))"
+        "import jax; from absl import flags; from resnest_jax import cli\n"
+        "cli.run(lambda _: print(jax.jit(abs)(-1)), flags.FlagValues())"
     )
     for home, chosen, expected in (
         (tmp_path / "cache", None, tmp_path / "cache" / "resnest_jax"),
@@ -240,6 +254,7 @@ def test_memory_of_a_program_is_kept_from_call_to_call():
         pytest.skip("JAX has an accelerator")
     code = """
 import jax, jax.numpy as jnp, resource
+from absl import flags
 from resnest_jax import cli
 
 def main(_):
@@ -250,7 +265,7 @@ def main(_):
         call(x).block_until_ready()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-cli.run(main)
+cli.run(main, flags.FlagValues())
 """
     variables = os.environ | {"XLA_FLAGS": ""}
     result = subprocess.run(

@@ -74,9 +74,9 @@ def test_memory_of_the_state_is_what_its_arrays_take(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_preview_shows_the_batch(split, tmp_path):
-    config = helpers.tiny_config(mix__mixup=0.0)
+    config = helpers.tiny_config(mix__mixup=0.0, batch_size=16)
     path = tmp_path / "batch.png"
-    draw.draw_batch(config, path, split, count=16, step=3)
+    draw.draw_batch(recipe.build(config), path, split, batch_index=45, step=3)
     picture = matplotlib.image.imread(path)
     assert picture.shape[0] == 480
     assert picture.shape[1] == 1600
@@ -86,12 +86,13 @@ def test_preview_shows_the_batch(split, tmp_path):
 
 
 def test_preview_that_cannot_be_written_says_so(tmp_path):
-    with pytest.raises(InputError, match=r"preview .*nowhere.* cannot be written: No such file"):
-        draw.draw_batch(helpers.tiny_config(), tmp_path / "nowhere" / "a.png", "eval", 8, 0)
+    built = recipe.build(helpers.tiny_config(batch_size=8))
+    with pytest.raises(InputError, match=r"output .*nowhere.* cannot be written: No such file"):
+        draw.draw_batch(built, tmp_path / "nowhere" / "a.png", "eval")
 
 
 def test_preview_and_prepare_commands(tmp_path):
-    shown = run("preview", "--config=configs/digits.py", f"--preview={tmp_path}/a.png", "--count=8")
+    shown = run("preview", "--config=configs/digits.py", f"--output={tmp_path}/a.png", "--count=8")
     assert shown.returncode == 0, shown.stderr
     assert (tmp_path / "a.png").exists()
     prepared = run("prepare", "--dataset=sklearn_digits", f"--data_dir={tmp_path}/tfds")

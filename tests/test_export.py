@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import resnest_jax
-from resnest_jax import export as export_module
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.classification.task import normalize
+from resnest_jax.models.inputs import normalize
+from resnest_jax.weights import stablehlo
 
 SIZE = 64
 # Stage 1 has a block with a projected shortcut and one without; every model repeats these two.
@@ -108,7 +108,7 @@ def test_form_is_that_of_the_platform(platforms, resnest14):
     """Windows and grouped convolutions, but on CPU alone neither; logits are equal."""
     model, variables, _ = resnest14
     model = model.clone(implementation="split")  # as a run on CPU may have it
-    exported = export_module.export(model, variables, SIZE, platforms)
+    exported = stablehlo.export(model, variables, SIZE, platforms)
     text = exported.mlir_module()
     assert ("feature_group_count = 2" in text) == (platforms != ["cpu"])
     assert ("reduce_window" in text) == (platforms != ["cpu"])
@@ -155,9 +155,9 @@ def test_exported_artefact_runs_without_the_package(dtype, resnest14, tmp_path):
 @pytest.mark.parametrize(
     ("output", "flag", "words"),
     [
-        ("model.pb", "--dtype=float32", ("--output", ".stablehlo", "model.pb")),
-        ("absent/model.stablehlo", "--dtype=float32", ("--output", "absent")),
-        ("model.stablehlo", "--platforms=cpu,abacus", ("--platforms", "abacus")),
+        ("model.pb", "--dtype=float32", ("output must end", ".stablehlo", "model.pb")),
+        ("absent/model.stablehlo", "--dtype=float32", ("output", "absent")),
+        ("model.stablehlo", "--platforms=cpu,abacus", ("platforms", "abacus")),
         ("model.stablehlo", "--image_size=16", ("image_size", "16")),
     ],
 )

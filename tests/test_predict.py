@@ -17,9 +17,9 @@ from PIL import Image
 import resnest_jax
 from resnest_jax.data import crops
 from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import MEAN, STD
 from resnest_jax.tasks.classification import predict
 from resnest_jax.tasks.classification.explain import draw, explain
-from resnest_jax.tasks.classification.task import MEAN, STD
 
 EXIF_ORIENTATION = 274
 TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "stage_sizes": (1, 2, 1, 1)}

@@ -15,14 +15,14 @@ import safetensors.numpy
 import resnest_jax
 from resnest_jax import runs
 from resnest_jax.errors import InputError
-from resnest_jax.weights import pretrained
+from resnest_jax.weights import formats, published
 from resnest_jax.weights.torch_names import COUNTER
 
 NAME = "resnest14"
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
+def published_file(tmp_path_factory):
     """A file of weights as timm publishes them."""
     model = resnest_jax.create_model(NAME)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
@@ -92,8 +92,8 @@ def test_bad_file_names_all_that_is_wrong(tmp_path):
         assert words in str(error.value)
 
 
-def test_head(published):
-    model, variables = resnest_jax.load_pretrained(NAME, published, num_classes=10)
+def test_head(published_file):
+    model, variables = resnest_jax.load_pretrained(NAME, published_file, num_classes=10)
     fresh = variables["params"]["head"]
     assert fresh["kernel"].shape == (2048, 10)
     assert fresh["bias"].shape == (10,)
@@ -102,23 +102,25 @@ def test_head(published):
     assert_trees_equal(fresh, init["params"]["head"])
     assert jax.tree.structure(variables) == jax.tree.structure(init)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
-    other = resnest_jax.load_pretrained(NAME, published, num_classes=10, rng=jax.random.key(1))[1]
+    other = resnest_jax.load_pretrained(
+        NAME, published_file, num_classes=10, rng=jax.random.key(1)
+    )[1]
     assert (other["params"]["head"]["kernel"] != fresh["kernel"]).any()
-    whole = resnest_jax.load_pretrained(NAME, published)[1]
+    whole = resnest_jax.load_pretrained(NAME, published_file)[1]
     np.testing.assert_array_equal(
         variables["params"]["stage4_block1"]["conv3"]["kernel"],
         whole["params"]["stage4_block1"]["conv3"]["kernel"],
     )
     images = golden.images((1, 64, 64), 0)
     assert jax.jit(model.apply)(variables, images).shape == (1, 10)
-    model, variables = resnest_jax.load_pretrained(NAME, published, num_classes=0)
+    model, variables = resnest_jax.load_pretrained(NAME, published_file, num_classes=0)
     assert model.num_classes == 0
     assert "head" not in variables["params"]
 
 
-def test_a_stored_head_and_stem_are_kept(tmp_path, published):
+def test_a_stored_head_and_stem_are_kept(tmp_path, published_file):
     """What the arguments leave out is the file's, not the default."""
-    loaded = resnest_jax.load_pretrained(NAME, published, num_classes=10, in_channels=1)
+    loaded = resnest_jax.load_pretrained(NAME, published_file, num_classes=10, in_channels=1)
     path = tmp_path / "mine.safetensors"
     resnest_jax.save_weights(*loaded[::-1], path)
     model, variables = resnest_jax.load_pretrained(NAME, path)
@@ -132,31 +134,31 @@ def test_a_stored_head_and_stem_are_kept(tmp_path, published):
         resnest_jax.load_pretrained(NAME, path, norm="folded")
 
 
-def test_input_channels(published):
+def test_input_channels(published_file):
     images = golden.images((2, 48, 48), 0)
     grey = images[..., :1]
-    model, variables = resnest_jax.load_pretrained(NAME, published)
+    model, variables = resnest_jax.load_pretrained(NAME, published_file)
     apply = jax.jit(model.apply)
-    _, one = resnest_jax.load_pretrained(NAME, published, in_channels=1)
+    _, one = resnest_jax.load_pretrained(NAME, published_file, in_channels=1)
     as_rgb = np.repeat(grey, 3, -1)
     np.testing.assert_allclose(apply(one, grey), apply(variables, as_rgb), rtol=1e-3, atol=1e-3)
-    _, four = resnest_jax.load_pretrained(NAME, published, in_channels=4)
+    _, four = resnest_jax.load_pretrained(NAME, published_file, in_channels=4)
     rgb = variables["params"]["stem"]["conv1"]["kernel"]
     expected = np.stack([rgb[:, :, i % 3] for i in range(4)], 2) * 0.75
     np.testing.assert_allclose(four["params"]["stem"]["conv1"]["kernel"], expected, rtol=1e-6)
-    _, six = resnest_jax.load_pretrained(NAME, published, in_channels=6)
+    _, six = resnest_jax.load_pretrained(NAME, published_file, in_channels=6)
     twice = np.concatenate([images, images], -1)
     np.testing.assert_allclose(apply(six, twice), apply(variables, images), rtol=1e-3, atol=1e-3)
 
 
-def test_hub(published, monkeypatch):
+def test_hub(published_file, monkeypatch):
     import huggingface_hub
 
     asked = []
 
     def download(repository, file):
         asked.append((repository, file))
-        return str(published)
+        return str(published_file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     model, variables = resnest_jax.load_pretrained(NAME, dtype=jnp.bfloat16, output_stride=8)
@@ -196,7 +198,7 @@ def test_offline(tmp_path):
     assert "InputError: the weights of resnest50 could not be fetched: fetch https" in last
 
 
-def test_missing_packages_are_named(tmp_path, published, monkeypatch):
+def test_missing_packages_are_named(tmp_path, published_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "weights.pth").write_text("x")
     model, variables = golden.build(NAME, {})
@@ -209,7 +211,7 @@ def test_missing_packages_are_named(tmp_path, published, monkeypatch):
 
 
 def test_every_source_is_a_model():
-    for name in pretrained.SOURCES:
+    for name in published.SOURCES:
         resnest_jax.create_model(name)
 
 
@@ -234,25 +236,25 @@ def test_run_as_source(tmp_path):
         resnest_jax.load_pretrained("resnest14", tmp_path / "run")
 
 
-def test_convert_to_a_directory(published, tmp_path):
-    args = (f"--model={NAME}", f"--input={published}", f"--output={tmp_path / 'ours'}")
+def test_convert_to_a_directory(published_file, tmp_path):
+    args = (f"--model={NAME}", f"--input={published_file}", f"--output={tmp_path / 'ours'}")
     result = convert(*args)
     assert result.returncode == 0, result.stderr
     _, variables = resnest_jax.load_pretrained(NAME, tmp_path / "ours")
-    assert_trees_equal(variables, resnest_jax.load_pretrained(NAME, published)[1])
+    assert_trees_equal(variables, resnest_jax.load_pretrained(NAME, published_file)[1])
     again = convert(*args)
     assert again.returncode == 1
     assert "pass --overwrite" in again.stderr
     assert convert(*args, "--overwrite").returncode == 0
     back = convert(f"--input={tmp_path / 'ours'}", f"--output={tmp_path / 'back.safetensors'}")
     assert "10,611,688 parameters" in back.stdout, back.stderr
-    before = safetensors.numpy.load_file(published)
+    before = safetensors.numpy.load_file(published_file)
     after = safetensors.numpy.load_file(tmp_path / "back.safetensors")
     assert {key for key in after if COUNTER not in key} == set(before)
     for key, value in before.items():
         np.testing.assert_array_equal(after[key], value)
     assert not list(tmp_path.glob(".*"))
-    nameless = convert(f"--input={published}", f"--output={tmp_path / 'x'}")
+    nameless = convert(f"--input={published_file}", f"--output={tmp_path / 'x'}")
     assert nameless.returncode == 1
     assert "model is missing" in nameless.stderr
 
@@ -265,11 +267,11 @@ def test_files_that_are_none(name, tmp_path):
         resnest_jax.load_pretrained(NAME, tmp_path / name)
 
 
-def test_what_is_no_directory_of_weights(tmp_path, published):
+def test_what_is_no_directory_of_weights(tmp_path, published_file):
     with pytest.raises(InputError, match=r"neither config\.json .* nor model\.json"):
         resnest_jax.load_pretrained(NAME, tmp_path)
-    with pytest.raises(InputError, match="is not a directory of weights; it is left as it is"):
-        pretrained.save_directory({"name": NAME}, {}, tmp_path)
+    with pytest.raises(InputError, match="is not a directory of weights and is left alone"):
+        formats.write_directory(tmp_path, {"name": NAME}, {})
     (tmp_path / "config.json").write_text('{"model": {}}')
     with pytest.raises(InputError, match=r"config\.json does not describe a model: KeyError"):
         resnest_jax.load_pretrained(None, tmp_path)
@@ -286,8 +288,11 @@ def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
     for path, words in (
         ("weights.bin", "path must end in one of .safetensors"),
-        ("no/weights.safetensors", "no is no directory"),
-        ("folder.safetensors", "cannot be written: Is a directory"),
+        (
+            "no/weights.safetensors",
+            "weights .*no/weights.safetensors cannot be written: No such file",
+        ),
+        ("folder.safetensors", "weights .*folder.safetensors cannot be written: Is a directory"),
     ):
         with pytest.raises(InputError, match=words):
             resnest_jax.save_weights(variables, model, tmp_path / path)

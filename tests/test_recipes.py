@@ -12,8 +12,9 @@ import pytest
 import resnest_jax
 from resnest_jax import recipe
 from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.classification.mixing import Mixing
-from resnest_jax.tasks.classification.task import Classification, normalize
+from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.state import create_state, initial_state
 from resnest_jax.training.step import make_train_step, split_batch
 

@@ -4,12 +4,12 @@
         --grid=0s1x64d,1s1x64d,2s1x64d,4s1x64d,1s2x48d,2s2x48d --seeds=3 --workdir=runs/ablation
     python -m experiments.ablation --costs_only --preset=radix --workdir=runs/costs
 
-Every cell of the grid with every seed is an ordinary training run below DIR/runs: the same command
-goes on where it stopped, and runs nothing twice. A run that fails is told of and stops no other.
-Leaves DIR/results.csv and results.json (a line a run), table.md, tradeoff.png, curves.png and
-costs.json. The exit code is 1 if a run failed. Each run takes the whole machine's accelerators:
-with any, leave --jobs at 1. Costs are measured where the command runs; to have those of another
-machine, run it there with --costs_only first, in the same directory.
+Every cell of the grid with every seed is a training run below DIR/runs. The same command resumes a
+stopped sweep and repeats no finished run. A failed run is reported; the others continue, and the
+exit code is 1. Writes DIR/results.csv and results.json (one line per run), table.md, tradeoff.png,
+curves.png and costs.json. Each run uses all accelerators: on a machine with any, leave
+--jobs at 1. Costs are measured where the command runs; for those of another machine, run it there
+with --costs_only first, in the same directory.
 """
 
 from pathlib import Path
@@ -34,47 +34,67 @@ from resnest_jax import cli
 from resnest_jax.config import complete, model_fields
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
-from resnest_jax.files import replace_file
+from resnest_jax.files import write_atomic, writing
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
-GRID = flags.DEFINE_list("grid", [], "Cells RsKxDd, for instance 1s1x64d,2s1x64d.")
+FLAGS = flags.FlagValues()
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
+GRID = flags.DEFINE_list(
+    "grid", [], "Cells RsKxDd, for instance 1s1x64d,2s1x64d.", flag_values=FLAGS
+)
 AXIS = flags.DEFINE_multi_string(
-    "axis", [], "A config key and its values, every cell times every value: epochs=5,10."
+    "axis",
+    [],
+    "A config key and its values; every cell runs with every value: epochs=5,10.",
+    flag_values=FLAGS,
 )
-PRESET = flags.DEFINE_enum("preset", None, list(PRESETS), "Cells of the paper.")
-BASELINE = flags.DEFINE_string("baseline", None, "Cell to compare with; default: the first.")
+PRESET = flags.DEFINE_enum("preset", None, list(PRESETS), "Cells of the paper.", flag_values=FLAGS)
+BASELINE = flags.DEFINE_string(
+    "baseline", None, "Cell to compare with; default: the first.", flag_values=FLAGS
+)
 SEEDS = flags.DEFINE_integer(
-    "seeds", 3, "Runs a cell, with seeds from the recipe's on.", lower_bound=1
+    "seeds", 3, "Runs per cell; the first seed is the recipe's.", lower_bound=1, flag_values=FLAGS
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs and the results are kept.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the runs and results.", required=True, flag_values=FLAGS
+)
 EXECUTOR = flags.DEFINE_enum(
     "executor",
     "process",
     jobs.EXECUTORS,
-    "What runs them: processes of this machine, or submitit's local or slurm.",
+    "Executor: processes on this machine, or submitit's local or slurm.",
+    flag_values=FLAGS,
 )
-JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, flag_values=FLAGS)
 SUBMITIT = flags.DEFINE_multi_string(
-    "submitit", [], "A parameter of submitit, for instance slurm_partition=gpu."
+    "submitit", [], "A parameter of submitit, for instance slurm_partition=gpu.", flag_values=FLAGS
 )
-COSTS_ONLY = flags.DEFINE_bool("costs_only", False, "Measure what the models cost; train nothing.")
+COSTS_ONLY = flags.DEFINE_bool(
+    "costs_only", False, "Measure the costs of the models; train nothing.", flag_values=FLAGS
+)
 IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Side of the images costs are measured at; default: the recipe's, or 224."
+    "image_size",
+    None,
+    "Side of the images for costs; default: the recipe's, or 224.",
+    flag_values=FLAGS,
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Batch that costs are measured at; default: the recipe's, at most 64."
+    "batch_size",
+    None,
+    "Batch size for costs; default: the recipe's, at most 64.",
+    flag_values=FLAGS,
 )
-REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
-flags.mark_flags_as_required(["workdir"])
+REPEATS = flags.DEFINE_integer(
+    "repeats", 10, "Rounds that are timed.", lower_bound=2, flag_values=FLAGS
+)
 
 
 def main(_: list[str]) -> int:
-    """Do the sweep that the flags name."""
+    """Run the sweep."""
     workdir = Path(WORKDIR.value).expanduser().resolve()
     cells = parse_grid(GRID.value, AXIS.value, PRESET.value)
     baseline = BASELINE.value or cells[0].name
     if baseline not in [cell.name for cell in cells]:
-        raise InputError(f"--baseline: {baseline!r} is no cell; there are {_names(cells)}")
+        raise InputError(f"--baseline: {baseline!r} is not a cell; there are {_names(cells)}")
     if CONFIG.value is None:
         if not COSTS_ONLY.value:
             raise InputError("--config must name a recipe, unless --costs_only is given")
@@ -95,7 +115,7 @@ def sweep(
     baseline: str,
     workdir: Path,
 ) -> int:
-    """Run it and write what came of it; returns the exit code."""
+    """Run the sweep and write the results; return the exit code."""
     launch = jobs.make_launch(EXECUTOR.value, workdir, SUBMITIT.value)
     todo = make_jobs(cells, configs, SEEDS.value, workdir)
     run_jobs(todo, launch, JOBS.value)
@@ -111,7 +131,7 @@ def sweep(
     report.write_results(rows, about, workdir)
     plot_curves(todo, workdir / "curves.png")
     accuracy = report.accuracy_table(rows, comparisons, baseline)
-    replace_file(workdir / "table.md", accuracy.encode())  # should measuring go wrong
+    write_atomic(workdir / "table.md", accuracy.encode())  # in case measuring fails
     setting = _setting(CONFIG.value)
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     plot_tradeoff(top1, measured, baseline, workdir / "tradeoff.png")
@@ -121,11 +141,9 @@ def sweep(
 
 
 def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) -> int:
-    """Measure what the models cost and write the table; returns the exit code."""
-    try:
+    """Measure the costs of the models and write the table; return the exit code."""
+    with writing("workdir", workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     table = report.cost_table(measured, setting, device)
     _write_table([table, report.published_tables(models)], workdir)
@@ -133,13 +151,13 @@ def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) 
 
 
 def cell_models(configs: dict[str, ConfigDict]) -> dict[str, dict]:
-    """Fields of each cell's model, with the number of classes of its data set."""
+    """Return fields of each cell's model, with the number of classes of its data set."""
     classes: dict[tuple, int] = {}
     models = {}
     for cell, config in configs.items():
         source = (config.dataset, config.train_split, config.eval_split)
         if source not in classes:
-            # Opened here, it is also prepared but once, before runs that are done side by side.
+            # Opened here, it is prepared once, before parallel runs start.
             opened = open_dataset(source[0], train_split=source[1], eval_split=source[2])
             classes[source] = len(opened.class_names)
         models[cell] = {"num_classes": classes[source], **model_fields(config)}
@@ -164,9 +182,9 @@ def _names(cells: list[Cell]) -> str:
 
 def _write_table(parts: list[str], workdir: Path) -> None:
     table = "\n".join(part for part in parts if part)
-    replace_file(workdir / "table.md", table.encode())
+    write_atomic(workdir / "table.md", table.encode())
     print(f"\n{table}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

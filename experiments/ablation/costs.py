@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.ablation.jobs import one_line, provenance
+from experiments.ablation.jobs import brief, provenance
 from experiments.benchmark.ours import compile_program, train_step
 from experiments.timing import random_variables, time_calls
 from resnest_jax import create_model
+from resnest_jax.files import write_json
 from resnest_jax.models.costs import count_macs, count_parameters
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.training.metric_writer import write_json
 
 COSTS = "costs.json"
 
@@ -78,7 +78,7 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
             train = train_step(model, images)
             infer.call(), train.call()
         except jax.errors.JaxRuntimeError as error:  # memory, most likely
-            print(f"costs: {cell} is left out of the timing: {one_line(error)}", flush=True)
+            print(f"costs: {cell} is left out of the timing: {brief(error)}", flush=True)
             continue
         calls |= {f"{cell} infer": infer.call, f"{cell} train": train.call}
         if memory := train.temporary_mib:

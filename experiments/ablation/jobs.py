@@ -23,8 +23,8 @@ import jax
 
 from resnest_jax import runs
 from resnest_jax.config import complete
-from resnest_jax.errors import InputError
-from resnest_jax.training.metric_writer import write_json
+from resnest_jax.errors import InputError, one_line
+from resnest_jax.files import write_json
 
 JOB, RESULT, FAILURE, LOG = "job.json", "result.json", "failure.json", "log.txt"
 PACKAGES = ("jax", "flax", "optax", "numpy")
@@ -44,7 +44,7 @@ def run_one(folder: Path) -> None:
             summary = runs.train(config, folder)
         except Exception as error:
             traceback.print_exc()
-            write_json(folder / FAILURE, {"error": f"{type(error).__name__}: {one_line(error)}"})
+            write_json(folder / FAILURE, {"error": f"{type(error).__name__}: {brief(error)}"})
             return
         (folder / FAILURE).unlink(missing_ok=True)
         write_json(folder / RESULT, {"summary": summary, **provenance()})
@@ -69,9 +69,9 @@ def _commit() -> str:
         return ""
 
 
-def one_line(error: object) -> str:
-    """A message on one line, its end cut off if it is long."""
-    text = " ".join(str(error).split())
+def brief(error: object) -> str:
+    """Return the message of an error as one line of at most 300 characters."""
+    text = one_line(error)
     return text if len(text) <= 300 else f"{text[:299]}…"
 
 
@@ -130,14 +130,14 @@ def _submitit_launch(cluster: str, workdir: Path, options: list[str]) -> Launch:
         executor = submitit.AutoExecutor(workdir / "submitit", cluster=cluster)
         executor.update_parameters(**parameters)
     except Exception as error:
-        raise InputError(f"--submitit: {one_line(error)}") from None
+        raise InputError(f"--submitit: {brief(error)}") from None
     submitting = threading.Lock()
 
     def launch(folder: Path) -> str | None:
         with submitting:
             job = executor.submit(run_one, folder.resolve())
         error = job.exception()  # waits
-        return one_line(error) if error else None
+        return brief(error) if error else None
 
     return launch
 

@@ -12,7 +12,7 @@ from experiments.ablation.costs import Setting
 from experiments.ablation.published import TRICKS, Published, published
 from experiments.ablation.significance import Comparison, power_note, statement
 from experiments.ablation.sweep import METRIC, Row
-from resnest_jax.files import replace_file
+from resnest_jax.files import write_atomic
 
 FIRST_FIELDS = ("cell", "seed", "config", "error", "model", "params", METRIC)
 
@@ -35,9 +35,9 @@ def write_results(rows: list[Row], about: dict[str, Any], workdir: Path) -> None
     writer = csv.DictWriter(text, list(dict.fromkeys(fields)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace_file(workdir / "results.csv", text.getvalue().encode())
+    write_atomic(workdir / "results.csv", text.getvalue().encode())
     content = json.dumps({"sweep": about, "runs": rows}, indent=2) + "\n"
-    replace_file(workdir / "results.json", content.encode())
+    write_atomic(workdir / "results.json", content.encode())
 
 
 def accuracy_table(rows: list[Row], comparisons: list[Comparison], baseline: str) -> str:

@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from experiments.ablation.grid import Cell, config_hash
 from experiments.ablation.jobs import FAILURE, JOB, RESULT, Launch
-from resnest_jax.errors import InputError
-from resnest_jax.training.metric_writer import write_json
+from resnest_jax.files import write_json, writing
 
 METRIC = "eval_top1"
 Row = dict[str, Any]
@@ -59,12 +58,10 @@ def run_jobs(jobs: list[Job], launch: Launch, workers: int) -> None:
     progress = _Progress(jobs)
     waiting = [job for job in jobs if not job.done]
     for job in waiting:
-        try:
+        with writing("workdir", job.folder):
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / FAILURE).unlink(missing_ok=True)
             write_json(job.folder / JOB, job.config)
-        except OSError as error:
-            raise InputError(f"workdir {job.folder} cannot be written: {error.strerror}") from None
 
     def run(job: Job) -> None:
         progress.started(job)

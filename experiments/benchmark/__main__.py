@@ -6,11 +6,11 @@
     python -m experiments.benchmark --profile             time by kind of operation, roofline
     python -m experiments.benchmark --zoo                 speed and published accuracy of the zoo
 
-The rivals take turns, so that whatever else the machine does falls on all of them; a line has the
-median over the rounds, the quartiles, and the ratio to the first and to eager PyTorch, taken round
-by round. Weights, batch norm statistics and images are random; compiling is timed apart, anew and
-from the cache. PyTorch runs in a process of its own, and in the meantime waits. Its rows need torch
-and timm, and a model that timm has, the picture matplotlib; they are left out where there is none.
+The programs take turns, so that other load on the machine affects all of them. A row has the median
+over the rounds, the quartiles, and the ratios to the first program and to eager PyTorch, computed
+per round. Weights, batch norm statistics and images are random. Compilation is timed separately,
+without and with the cache. PyTorch runs in its own process, which waits between its turns. Its rows
+need torch, timm and a model that timm has; the picture needs matplotlib; else they are skipped.
 """
 
 import os
@@ -25,23 +25,40 @@ from experiments.timing import time_calls
 from resnest_jax import cli
 from resnest_jax.models.zoo import create_model
 
-MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.")
-IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images.", lower_bound=32)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images a call; 1 for latency.", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds that are timed.", lower_bound=2)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.")
-OUT = flags.DEFINE_string("out", None, "Directory for the results as JSON and PNG.")
-TRAIN = flags.DEFINE_bool("train", False, "Training steps instead of inference.")
-LAYERS = flags.DEFINE_bool("layers", False, "Time every 3x3 layer in every implementation.")
-PROFILE = flags.DEFINE_bool("profile", False, "Write a trace; print time by kind of operation.")
-ZOO = flags.DEFINE_bool("zoo", False, "Time the models with a published accuracy.")
-TORCH = flags.DEFINE_bool("torch", True, "Time PyTorch too, where it is installed.")
-COMPILED = flags.DEFINE_bool("compiled", True, "Time torch.compile too.")
+FLAGS = flags.FlagValues()
+MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.", flag_values=FLAGS)
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", 224, "Side of the images.", lower_bound=32, flag_values=FLAGS
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 8, "Images per call; 1 for latency.", lower_bound=1, flag_values=FLAGS
+)
+REPEATS = flags.DEFINE_integer(
+    "repeats", 10, "Rounds that are timed.", lower_bound=2, flag_values=FLAGS
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.", flag_values=FLAGS
+)
+OUT = flags.DEFINE_string(
+    "out", None, "Directory for the results as JSON and PNG.", flag_values=FLAGS
+)
+TRAIN = flags.DEFINE_bool("train", False, "Training steps instead of inference.", flag_values=FLAGS)
+LAYERS = flags.DEFINE_bool(
+    "layers", False, "Time every 3x3 layer in every implementation.", flag_values=FLAGS
+)
+PROFILE = flags.DEFINE_bool(
+    "profile", False, "Write a trace; print time by kind of operation.", flag_values=FLAGS
+)
+ZOO = flags.DEFINE_bool(
+    "zoo", False, "Time the models with a published accuracy.", flag_values=FLAGS
+)
+TORCH = flags.DEFINE_bool("torch", True, "Time PyTorch too, if it is installed.", flag_values=FLAGS)
+COMPILED = flags.DEFINE_bool("compiled", True, "Time torch.compile too.", flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
-    """Time what the flags name, with a compilation cache of its own."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with PyTorch
+    """Time the programs, with a temporary compilation cache."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         _benchmark()
@@ -80,4 +97,4 @@ def _benchmark() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, FLAGS)

@@ -9,16 +9,12 @@ import jax
 import numpy as np
 
 from resnest_jax.errors import DivergenceError, PreemptedError
+from resnest_jax.files import write_json
 from resnest_jax.training.checkpoints import Checkpoints
 from resnest_jax.training.distributed import Preemption, is_main
 from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.mesh import shard
-from resnest_jax.training.metric_writer import (
-    MetricsWriter,
-    ProgressMeter,
-    read_metrics,
-    write_json,
-)
+from resnest_jax.training.metric_writer import MetricsWriter, ProgressMeter, read_metrics
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState, abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step

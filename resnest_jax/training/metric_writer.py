@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, progress lines, whole JSON files."""
+"""What a run writes down: metrics.jsonl, TensorBoard events, progress lines."""
 
 import json
 import time
@@ -8,15 +8,10 @@ from typing import TextIO
 import tensorboardX
 from tqdm import tqdm
 
-from resnest_jax.files import replace_file
+from resnest_jax.files import write_atomic
 from resnest_jax.training.distributed import is_main
 
 METRICS = "metrics.jsonl"
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file whole or not at all."""
-    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_metrics(workdir: Path) -> list[dict]:
@@ -40,7 +35,7 @@ class MetricsWriter:
             return
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        replace_file(workdir / METRICS, text.encode())
+        write_atomic(workdir / METRICS, text.encode())
         events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step + 1)
         self._sinks = (workdir / METRICS).open("a"), events
 

@@ -1,1 +1,1 @@
-"""Weights in and out: files, the hub, names of torch, artefacts."""
+"""Weights: files and directories, published weights, conversion, export."""

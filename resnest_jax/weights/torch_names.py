@@ -1,4 +1,4 @@
-"""Variables to and from the state dictionaries of the authors' PyTorch model (and timm's)."""
+"""Convert variables to and from state dictionaries of the authors' PyTorch model and timm's."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ BATCH_NORM = (
     ("running_mean", "batch_stats", "mean"),
     ("running_var", "batch_stats", "var"),
 )
-COUNTER = "num_batches_tracked"  # in every torch batch norm; nothing here corresponds
+COUNTER = "num_batches_tracked"  # in every torch batch norm; flax has no counterpart
 
 
 class Entry(NamedTuple):
-    """One torch tensor and where it stands here; ``path`` is None for a counter."""
+    """Name of a torch tensor, and its path in the variables; None for a counter."""
 
     key: str
     path: tuple[str, ...] | None
@@ -58,7 +58,7 @@ def _selective_kernel(conv2: str, path: tuple[str, ...]) -> Iterator[Entry]:
 
 
 def _block(model: ResNeSt, torch_name: str, block: str, downsample: bool) -> Iterator[Entry]:
-    # timm's blocks with selective kernels pair each convolution with its norm in a module.
+    # timm's blocks with selective kernels hold each convolution and its norm in one module.
     paired = model.attention == "sk"
     convs = {i: f"{torch_name}.conv{i}{'.conv' if paired else ''}" for i in (1, 3)}
     norms = {i: f"{torch_name}.{f'conv{i}.bn' if paired else f'bn{i}'}" for i in (1, 3)}
@@ -82,13 +82,13 @@ def _block(model: ResNeSt, torch_name: str, block: str, downsample: bool) -> Ite
         for fc in ("fc1", "fc2"):
             yield from _layer(f"{torch_name}.se.{fc}", (block, "se", fc), bias=True)
     if downsample:
-        first = 1 if model.avg_down else 0  # the average pool takes place 0
+        first = 1 if model.avg_down else 0  # the average pool has index 0
         yield from _layer(f"{torch_name}.downsample.{first}", (block, "downsample_conv"))
         yield from _norm(f"{torch_name}.downsample.{first + 1}", (block, "downsample_bn"))
 
 
 def torch_entries(model: ResNeSt) -> Iterator[Entry]:
-    """Every entry of the torch state dictionary, in its order."""
+    """Yield every entry of the torch state dictionary, in its order."""
     yield from _stem(model)
     for name, settings in model.block_settings():
         stage, block = name.removeprefix("stage").split("_block")
@@ -98,18 +98,18 @@ def torch_entries(model: ResNeSt) -> Iterator[Entry]:
         yield from _layer("fc", ("head",), bias=True)
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict:
-    """Variables ``{'params', 'batch_stats'}`` of ``model``, float32, from a torch state dictionary.
+def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict[str, Any]:
+    """Convert a torch state dictionary to ``{"params", "batch_stats"}``, float32.
 
     Args:
       state_dict: arrays in torch layout (convolutions OIHW, dense (out, in)) under the names of
-        the authors' checkpoints; ``num_batches_tracked`` may be left out.
-      model: the model that the entries are for.
+        the authors' checkpoints; ``num_batches_tracked`` may be missing.
+      model: the model of the entries.
 
     Raises:
-      InputError: if an entry is missing, unknown or of another shape: all of them are named.
+      InputError: if entries are missing, unknown or of another shape; all are named.
     """
-    entries = {entry.key: entry.path for entry in torch_entries(model)}
+    entries = dict(torch_entries(model))
     arrays = {key: np.asarray(value) for key, value in state_dict.items()}
     shapes = _shapes(model, arrays)
     wanted = {key: path for key, path in entries.items() if path is not None}
@@ -136,43 +136,45 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict:
     return variables
 
 
-def to_torch(variables: Mapping, model: ResNeSt) -> dict[str, np.ndarray]:
-    """State dictionary in torch layout and order: the inverse of ``from_torch``.
+def to_torch(variables: Mapping[str, Any], model: ResNeSt) -> dict[str, np.ndarray]:
+    """Convert variables to a state dictionary in torch layout and order: undo ``from_torch``.
 
-    ``num_batches_tracked`` entries, which torch does not use at its default momentum, are 0.
+    ``num_batches_tracked`` is 0; torch does not use it at its default momentum.
 
     Raises:
-      InputError: if the variables are not those of ``model``.
+      InputError: if the variables do not fit the model.
     """
+    leaves = _by_path(variables)
     state_dict = {}
     for key, path in torch_entries(model):
         if path is None:
             state_dict[key] = np.zeros((), np.int64)
-            continue
-        node = variables
-        for part in path:
-            if part not in node:
-                raise InputError(f"the variables do not fit the model: no {'/'.join(path)}")
-            node = node[part]
-        state_dict[key] = _to_torch_layout(np.asarray(node))
-    count = sum(COUNTER not in key for key in state_dict)
-    if count != len(jax.tree.leaves(variables)):
-        raise InputError("the variables do not fit the model: they have entries it has not")
+        elif path not in leaves:
+            raise InputError(f"the variables do not fit the model: no {'/'.join(path)}")
+        else:
+            state_dict[key] = _to_torch_layout(np.asarray(leaves.pop(path)))
+    if leaves:
+        names = ", ".join("/".join(path) for path in leaves)
+        raise InputError(f"the variables do not fit the model: unexpected entries {names}")
     return state_dict
 
 
+def _by_path(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {tuple(part.key for part in path): leaf for path, leaf in leaves}
+
+
 def _shapes(model: ResNeSt, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:
-    """Shape of every variable by path; the file's first convolution tells the input channels."""
+    """Return shapes by path; input channels are those of the file's first convolution."""
     first = arrays.get(next(torch_entries(model)).key)
     channels = first.shape[1] if first is not None and first.ndim == 4 else 3
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return {tuple(part.key for part in path): leaf.shape for path, leaf in leaves}
+    return {path: leaf.shape for path, leaf in _by_path(variables).items()}
 
 
 def _to_flax_layout(array: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO, (out, in) -> (in, out), vectors as they are."""
+    """OIHW -> HWIO, (out, in) -> (in, out); vectors stay."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 

@@ -4,42 +4,48 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
-from ml_collections import ConfigDict
 
-from resnest_jax import recipe
-from resnest_jax.config import complete
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.classification.task import MEAN, STD
+from resnest_jax.files import writing
+from resnest_jax.models.inputs import MEAN, STD
+from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.training.run import Run
 
 COLUMNS = 8
 SHOWN_WEIGHT = 0.02  # of a target; smoothing spreads less over each class
 
 
-def draw_batch(config: ConfigDict, path: Path, split: str, count: int, step: int) -> None:
-    """Draw a batch of the recipe, ``train`` (augmented and mixed) or ``eval``, as a PNG.
+def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int = 0) -> None:
+    """Draw a batch as a PNG.
 
     Args:
-      config: the recipe.
-      count: the images shown, the first of the batch; mixed among themselves, if at all.
-      step: of training, from 0.
+      run: a run of classification.
+      path: the PNG.
+      split: ``train``: augmented and mixed; ``eval``: the first batch.
+      batch_index: training batch of the run, from 0.
+      step: training step whose random numbers mix the batch.
 
     Raises:
-      InputError: if the config or the data is not usable, or the picture cannot be written.
+      InputError: if the run has another task, or the picture cannot be written.
     """
-    config = complete(config)
-    first = step * config.batch_size // count  # counted in batches of the picture's size
-    config.batch_size, config.parallel.accumulate = count, 1
-    run = recipe.build(config)
-    batch = next(run.batches.train(first) if split == "train" else run.batches.eval())
+    task = run.task
+    if not isinstance(task, Classification):
+        name = type(task).__name__
+        raise InputError(f"only batches of classification can be drawn; the task is {name}")
     if split == "train":
-        rng = jax.random.fold_in(jax.random.key(config.seed), step)
-        images, targets = run.task.inputs(jax.random.split(rng)[0], batch)
-        images = np.asarray(images) * STD + MEAN
+        batch = next(run.batches.train(batch_index))
+        rng = jax.random.fold_in(jax.random.key(run.options.seed), step)
+        arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+        normalized, targets = task.inputs(jax.random.split(rng)[0], arrays)
+        images = np.asarray(normalized) * STD + MEAN
     else:
-        images, targets = batch["image"], np.eye(run.task.num_classes)[batch["label"]]
-    rows = math.ceil(count / COLUMNS)
+        batch = next(run.batches.eval())
+        valid = batch["valid"]
+        images, targets = batch["image"][valid], np.eye(task.num_classes)[batch["label"][valid]]
+    rows = math.ceil(len(images) / COLUMNS)
     figure = matplotlib.figure.Figure(figsize=(2 * COLUMNS, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
@@ -47,13 +53,11 @@ def draw_batch(config: ConfigDict, path: Path, split: str, count: int, step: int
     for axes, image, target in zip(panels, images, np.asarray(targets), strict=False):
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
         axes.set_title(_label(target, run.batches.class_names), fontsize=7)
-    try:
+    with writing("output", path):
         figure.savefig(path, dpi=100, format="png")
-    except OSError as error:
-        raise InputError(f"preview {path} cannot be written: {error.strerror}") from None
 
 
 def _label(target: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """The classes of a target with their weights, the larger first."""
+    """Return the classes of a target with their weights, the larger first."""
     order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:2]
     return "\n".join(f"{target[i]:.2f} {class_names[i]}" for i in order)

@@ -1,9 +1,9 @@
-"""Where a model looks and which splits it attends to, as numbers and as a picture."""
+"""Class activation maps and attention to the splits, as numbers and as a picture."""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -12,23 +12,23 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
-from resnest_jax.errors import InputError
+from resnest_jax.files import writing
+from resnest_jax.models.inputs import normalize
 from resnest_jax.models.resnest import ResNeSt, stage_of
-from resnest_jax.tasks.classification.task import normalize
 
 ROW_INCHES = 2.4
 DPI = 100
 
 
 class Explanation(NamedTuple):
-    """What ``explain`` finds, for a batch or, without the leading axis, for one image.
+    """Result of ``explain`` for a batch or, without the leading axis, for one image.
 
     Attributes:
       probabilities: (B, num_classes).
       cam: (B, H / 32, W / 32), not negative: evidence for the top class, in logits.
-      attention: (B, 4, radix), the weight of each split, mean over a stage's channels and blocks;
+      attention: (B, 4, radix), weight of each split, mean over channels and blocks of a stage;
         None without split attention.
-      spread: likewise the standard deviation over channels and blocks.
+      spread: (B, 4, radix), standard deviation over channels and blocks; None likewise.
     """
 
     probabilities: jax.Array
@@ -38,10 +38,10 @@ class Explanation(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def explain(model: ResNeSt, variables: dict, images: jax.Array) -> Explanation:
-    """Probabilities, Grad-CAM of each image's top class, and attention, in one forward pass.
+def explain(model: ResNeSt, variables: dict[str, Any], images: jax.Array) -> Explanation:
+    """Compute probabilities, Grad-CAM of the top class and attention in one forward pass.
 
-    Grad-CAM (Selvaraju et al., arXiv 1610.02391) at ``c5`` needs no backward pass here: behind
+    Grad-CAM (Selvaraju et al., arXiv 1610.02391) at ``c5`` needs no backward pass here: before
     global average pooling and one dense layer, the gradient of logit k with respect to ``c5`` is
     ``kernel[:, k] / (H * W)`` everywhere. This is the class activation map (arXiv 1512.04150).
 
@@ -53,20 +53,21 @@ def explain(model: ResNeSt, variables: dict, images: jax.Array) -> Explanation:
     )
     c5 = endpoints["c5"].astype(jnp.float32)
     head = variables["params"]["head"]
-    logits = nn.Dense(model.num_classes).apply({"params": head}, jnp.mean(c5, (1, 2)))
+    dense = nn.Dense(model.num_classes)
+    logits = cast(jax.Array, dense.apply({"params": head}, jnp.mean(c5, (1, 2))))
     gradient = head["kernel"].T[jnp.argmax(logits, -1)] / (c5.shape[1] * c5.shape[2])
     cam = nn.relu(jnp.einsum("bhwc,bc->bhw", c5, gradient))
-    return Explanation(nn.softmax(logits), cam, *_attention(sown.get("intermediates", {})))
+    return Explanation(nn.softmax(logits), cam, *_attention(sown))
 
 
-def _attention(sown: dict) -> tuple[jax.Array | None, jax.Array | None]:
-    """Mean and standard deviation (B, 4, radix) of the sown attention of each stage."""
-    stages = {}
-    for block, layers in sown.items():
+def _attention(sown: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    """Return mean and standard deviation (B, 4, radix) of each stage's sown attention."""
+    stages: dict[int, list[jax.Array]] = {}
+    for block, layers in sown.get("intermediates", {}).items():
         stages.setdefault(stage_of(block), []).extend(layers["conv2"]["attention"])
     if not stages:
         return None, None
-    # Blocks of a stage have equal widths, so that joining their channels weighs them equally.
+    # Blocks of a stage have equal widths, so joining their channels weights them equally.
     joined = [jnp.concatenate(stages[stage], -1) for stage in sorted(stages)]
     mean, std = (jnp.stack([f(x, -1) for x in joined], 1) for f in (jnp.mean, jnp.std))
     return mean, std
@@ -79,10 +80,10 @@ def draw(
     explanations: Sequence[Explanation],
     class_names: Sequence[str],
 ) -> None:
-    """Write a PNG with a row an image: the image, the map over it, the attention of each stage.
+    """Write a PNG with one row per image: the image, the map over it, the attention per stage.
 
     Args:
-      images: uint8 (H, W, 3) each, what the network saw; at least one.
+      images: uint8 (H, W, 3) each, inputs of the network; at least one.
       explanations: of single images, without the leading axis.
 
     Raises:
@@ -90,7 +91,7 @@ def draw(
     """
     stages = 0 if explanations[0].attention is None else len(explanations[0].attention)
     widths = [1, 1] + [0.62] * stages
-    # Not pyplot, whose global state and windows a library should leave alone.
+    # Not pyplot, which has global state and opens windows.
     figure = matplotlib.figure.Figure(
         figsize=(ROW_INCHES * sum(widths), ROW_INCHES * len(images)), layout="constrained"
     )
@@ -108,15 +109,13 @@ def draw(
                 axes[2 + stage].set_title(f"stage {stage + 1}", fontsize=9)
         if stages:
             axes[2].set_ylabel("attention to each split", fontsize=8)
-    try:
+    with writing("explain", path):
         figure.savefig(path, dpi=DPI, format="png")
-    except OSError as error:
-        raise InputError(f"explain: {path} cannot be written: {error.strerror}") from None
 
 
 def _draw_image(axes: Axes, image: np.ndarray, title: str) -> None:
     title = title if len(title) <= 32 else f"{title[:31]}…"
-    # File names are no formulas, whatever dollar signs they have.
+    # Do not parse $ as math.
     axes.set_title(title, fontsize=9, parse_math=False)
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
@@ -124,7 +123,7 @@ def _draw_image(axes: Axes, image: np.ndarray, title: str) -> None:
 
 
 def _draw_map(axes: Axes, cam: np.ndarray) -> None:
-    """Lay the map over the image: the weaker the evidence, the more transparent."""
+    """Draw the map over the image; weaker evidence is more transparent."""
     strength = cam / max(cam.max(), np.finfo(np.float32).tiny)
     axes.imshow(
         strength,
@@ -138,13 +137,14 @@ def _draw_map(axes: Axes, cam: np.ndarray) -> None:
 
 
 def _draw_attention(axes: Axes, explanation: Explanation, stage: int) -> None:
-    """A bar a split, with the standard deviation over channels and blocks."""
-    mean = np.asarray(explanation.attention[stage])
+    """Draw one bar per split, with the standard deviation over channels and blocks."""
+    mean = np.asarray(explanation.attention)[stage]
+    spread = np.asarray(explanation.spread)[stage]
     splits = np.arange(1, len(mean) + 1)
     colors = [f"C{split % 10}" for split in splits - 1]
     error_bars = {"ecolor": "0.3", "capsize": 3, "error_kw": {"elinewidth": 1}}
-    axes.bar(splits, mean, yerr=explanation.spread[stage], color=colors, **error_bars)
-    if len(mean) > 1:  # the splits share 1; a single one has a sigmoid of its own
+    axes.bar(splits, mean, yerr=spread, color=colors, **error_bars)
+    if len(mean) > 1:  # the weights of splits sum to 1; that of a single split is a sigmoid
         axes.axhline(1 / len(mean), color="0.3", linewidth=0.8, linestyle=":")
     axes.set(ylim=(0, 1), xlim=(0.3, len(mean) + 0.7), xticks=splits)
     axes.tick_params(labelsize=7)

@@ -1,4 +1,4 @@
-"""From image files to the names of what is on them."""
+"""Classify image files."""
 
 import importlib.resources
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -17,25 +17,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from resnest_jax.data.crops import test_crop
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import normalize
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.tasks.classification.explain import Explanation, draw, explain
-from resnest_jax.tasks.classification.task import normalize
-from resnest_jax.weights.pretrained import describe_directory, load_pretrained
+from resnest_jax.weights.formats import describe_directory
+from resnest_jax.weights.pretrained import load_pretrained
 from resnest_jax.workdir import CONFIG, load_config
 
 BATCH = 8
 TOP = 5
-MAX_ROWS = 100  # of a picture, which could not be looked at if it were longer
+MAX_ROWS = 100  # of a picture; a longer one is unreadable
 DEFAULT_SIZE = 224  # the test crop of every fast model, published or not
 FIRST_SYNSET = "n01440764"  # the tench's, where ImageNet's classes are named by WordNet
 
 
 class Predictor(NamedTuple):
-    """A model, what turns uint8 RGB (H, W, 3) into its square input, and its class names."""
+    """A model, its test transform of uint8 RGB (H, W, 3), and its class names."""
 
     model: ResNeSt
-    variables: dict
+    variables: dict[str, Any]
     transform: Callable[[np.ndarray], np.ndarray]
     class_names: Sequence[str]
 
@@ -48,26 +49,27 @@ def run(
     image_size: int | None = None,
     explain_path: str | None = None,
 ) -> int:
-    """Print the best classes of each image; name on stderr what is no image.
+    """Print the best classes of each image, and unreadable files on stderr.
 
     Args:
-      files: images, and folders of them.
+      files: images, and folders of images.
       name, weights, image_size: see ``load``.
-      explain_path: PNG to write, with a row an image.
+      explain_path: PNG to write, with one row per image.
 
     Returns:
       The exit code: 1 if any file could not be read, else 0.
 
     Raises:
-      InputError: if there is nothing to do, too much for a picture, or ``load`` does.
+      InputError: if there are no images, too many for a picture, or ``load`` raises it.
     """
     paths = find_images(files)
     if explain_path and len(paths) > MAX_ROWS:
         raise InputError(
-            f"explain draws a row an image, at most {MAX_ROWS}; got {len(paths)} images"
+            f"explain draws one row per image, at most {MAX_ROWS}; got {len(paths)} images"
         )
     model, variables, transform, class_names = load(name, weights, image_size)
-    rows, failed = [], False
+    rows: list[tuple[Path, np.ndarray, Explanation]] = []
+    failed = False
     for start in range(0, len(paths), BATCH):
         images, errors = read_images(paths[start : start + BATCH], transform)
         for error in errors:
@@ -79,12 +81,12 @@ def run(
         if explain_path:
             explanations = _unbatch(explain(model, variables, batch))
             rows += zip(images, images.values(), explanations, strict=False)
-            probabilities = [explanation.probabilities for explanation in explanations]
+            probabilities = [np.asarray(result.probabilities) for result in explanations]
         else:
             probabilities = np.asarray(predict(model, variables, batch))
         for path, row in zip(images, probabilities, strict=False):
             print(format_table(path, row, class_names), flush=True)
-    if rows:
+    if rows and explain_path:
         shown, images, explanations = zip(*rows, strict=True)
         titles = [path.name for path in shown]
         draw(Path(explain_path).expanduser(), titles, images, explanations, class_names)
@@ -92,22 +94,22 @@ def run(
 
 
 @partial(jax.jit, static_argnums=0)
-def predict(model: ResNeSt, variables: dict, images: jax.Array) -> jax.Array:
-    """Probabilities (B, num_classes), float32, of RGB images (B, H, W, 3) in 0..255, any dtype."""
-    return jax.nn.softmax(model.apply(variables, normalize(images)))
+def predict(model: ResNeSt, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Return probabilities (B, num_classes), float32, of RGB images (B, H, W, 3) in 0..255."""
+    return jax.nn.softmax(cast(jax.Array, model.apply(variables, normalize(images))))
 
 
 def load(name: str | None, weights: str | None, image_size: int | None) -> Predictor:
-    """A model with its weights, test transform and class names.
+    """Load a model with its weights, test transform and class names.
 
     Args:
-      name: of the model; a directory knows its own.
-      weights: a .safetensors or .pth file, the directory of a run or one that was converted to;
-        None is the published ones.
-      image_size: side of the network's input; None is that of the published test, or the run's.
+      name: name of the model; a directory holds it.
+      weights: a .safetensors or .pth file, or the directory of a run or of weights; None is the
+        published weights.
+      image_size: side of the network's input; None is that of the published test, or of the run.
 
     Raises:
-      InputError: if there is no such model or file, or neither names a model.
+      InputError: if the model or file does not exist, or neither argument names a model.
     """
     workdir = Path(weights or "").expanduser()
     if weights and (workdir / CONFIG).is_file():
@@ -127,22 +129,23 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
 
 
 def imagenet_classes() -> list[str]:
-    """Readable names of ImageNet's 1,000 classes in the order of every published model."""
+    """Return names of ImageNet's 1,000 classes, in the order of every published model."""
     file = importlib.resources.files("resnest_jax.data") / "imagenet_classes.txt"
     return file.read_text(encoding="utf-8").splitlines()
 
 
 def _run_classes(config: ConfigDict, num_classes: int) -> Sequence[str]:
-    """Class names of the run's data set, or numbers where it is not here to ask."""
+    """Return class names of the run's data set, or numbers if it is not on this machine."""
     try:
         if config.dataset.startswith("folder:"):
             splits = {"train_split": config.train_split, "eval_split": config.eval_split}
             names = open_dataset(config.dataset, **splits).class_names
-        else:  # the description alone: nothing is downloaded for the sake of names
-            names = tfds.builder(config.dataset).info.features["label"].names
+        else:  # the description alone: class names are not worth a download
+            features: Any = tfds.builder(config.dataset).info.features
+            names = features["label"].names
     except (InputError, ImportError, ValueError, AssertionError, tfds.core.DatasetNotFoundError):
         return _numbers(num_classes)
-    if len(names) != num_classes:  # the folder is not what it was
+    if len(names) != num_classes:  # the folder has changed
         return _numbers(num_classes)
     return imagenet_classes() if num_classes == 1000 and names[0] == FIRST_SYNSET else names
 
@@ -152,14 +155,14 @@ def _numbers(count: int) -> list[str]:
 
 
 def find_images(files: Sequence[str]) -> list[Path]:
-    """The files named, and the visible files of folders named, sorted, not of their subfolders.
+    """List the given files, and the visible files in given folders, sorted, without subfolders.
 
     Raises:
       InputError: if there are none, or a folder cannot be read.
     """
     if not files:
-        raise InputError("no image is named; expected IMAGE_OR_FOLDER... as arguments")
-    paths = []
+        raise InputError("no images are given; expected IMAGE_OR_FOLDER... as arguments")
+    paths: list[Path] = []
     for path in (Path(file).expanduser() for file in files):
         if not path.is_dir():
             paths.append(path)
@@ -177,8 +180,9 @@ def find_images(files: Sequence[str]) -> list[Path]:
 def read_images(
     paths: Sequence[Path], transform: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[dict[Path, np.ndarray], list[InputError]]:
-    """Transformed images by path, and what was wrong with the others."""
-    images, errors = {}, []
+    """Return transformed images by path, and the errors of the others."""
+    images: dict[Path, np.ndarray] = {}
+    errors: list[InputError] = []
     for path in paths:
         try:
             images[path] = transform(read_image(path))
@@ -188,22 +192,22 @@ def read_images(
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A file of any kind that Pillow reads as uint8 RGB (H, W, 3), upright.
+    """Read a file in any format of Pillow as uint8 RGB (H, W, 3), upright.
 
-    The EXIF orientation is applied, alpha is dropped, 16 bits keep the upper 8; of an animation,
-    the first frame.
+    The EXIF orientation is applied, alpha is dropped, 16 bits keep the upper 8; an animation
+    gives its first frame.
 
     Raises:
-      InputError: if it is no whole image, or has floating-point pixels, whose range is unknown.
+      InputError: if it is not a whole image, or has floating-point pixels, whose range is unknown.
     """
     try:
         with Image.open(path) as image:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except UnidentifiedImageError:
-        reason = "it is no image"
-    except OSError as error:  # that of a missing file, or Pillow's of a broken one
+        reason = "not an image"
+    except OSError as error:  # a missing file, or Pillow's error for a broken one
         reason = error.strerror or str(error)
-    # The decoders' own of broken files, and Pillow's of absurdly large ones.
+    # Errors of decoders for broken files, and of Pillow for very large ones.
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = str(error)
     raise InputError(f"cannot read the image {path}: {reason}")
@@ -212,16 +216,16 @@ def read_image(path: Path) -> np.ndarray:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels; expected 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip rather than scale
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
         upper = np.clip(np.asarray(image, np.int64) >> 8, 0, 255)
         image = Image.fromarray(upper.astype(np.uint8))
-    if "transparency" in image.info:  # a palette's, which Pillow would warn of
+    if "transparency" in image.info:  # of a palette, else Pillow warns
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def _pad(images: list[np.ndarray], count: int) -> np.ndarray:
-    """A batch of ``count``, filled up with black: one shape, one compilation."""
+    """Stack to a batch of ``count``, padded with black: one shape, one compilation."""
     return np.stack(images + [np.zeros_like(images[0])] * (count - len(images)))
 
 
@@ -231,7 +235,7 @@ def _unbatch(batch: Explanation) -> list[Explanation]:
 
 
 def format_table(path: Path, probabilities: np.ndarray, class_names: Sequence[str]) -> str:
-    """The best classes of one image, a line each, under its path."""
+    """Format the path and best classes of one image, one class per line."""
     best = np.argsort(-probabilities, kind="stable")[:TOP]
     return "\n".join(
         [str(path), *(f"{100 * probabilities[i]:7.2f} %  {class_names[i]}" for i in best)]

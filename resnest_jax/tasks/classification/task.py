@@ -6,28 +6,19 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.training.evaluation import Sums
 from resnest_jax.training.task import Aux, Batch, EvalOutput, Variables
-
-# Of ImageNet's training images, RGB in 0..255; published weights expect them.
-MEAN = np.array([123.675, 116.28, 103.53], np.float32)
-STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 # Share of a mixed image from which on the sigmoid loss takes its class to be there in full, as
 # arXiv 2110.00476 has it; the threshold is that of timm's recipes.
 PRESENT = 0.2
 LOSSES = ("softmax", "sigmoid")
 SMOOTHINGS = ("all", "others")
-
-
-def normalize(images: jax.Array) -> jax.Array:
-    """RGB images (B, H, W, 3), 0..255 of any dtype, to zero mean and unit variance, float32."""
-    return (images.astype(jnp.float32) - MEAN[None, None, None]) / STD[None, None, None]
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, mass: float, over: str) -> jax.Array:

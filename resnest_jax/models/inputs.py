@@ -1,0 +1,14 @@
+"""Normalization of input images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Of ImageNet's training images, RGB in 0..255; published weights expect them.
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+
+def normalize(images: jax.Array) -> jax.Array:
+    """Normalize RGB images (B, H, W, 3), 0..255 of any dtype, to mean 0 and variance 1, float32."""
+    return (images.astype(jnp.float32) - MEAN[None, None, None]) / STD[None, None, None]
