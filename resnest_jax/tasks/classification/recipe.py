@@ -89,15 +89,22 @@ def _model_fields(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
 
 def _image_sizes(sizes: Any, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:
     """(first step, side) of the training images, from a side or from pairs (epoch, side)."""
-    pairs = [(0, sizes)] if isinstance(sizes, int) else [tuple(pair) for pair in sizes]
-    epochs = [epoch for epoch, _ in pairs]
+    pairs = ((0, sizes),) if isinstance(sizes, int) else sizes
+    epochs = [pair[0] for pair in pairs if _is_pair(pair)]
     rising = epochs[:1] == [0] and epochs == sorted(set(epochs))
-    if not rising or min(side for _, side in pairs) < MIN_SIZE:
+    if len(epochs) < len(pairs) or not rising or min(side for _, side in pairs) < MIN_SIZE:
         raise InputError(
             f"image_size must be a side of at least {MIN_SIZE} pixels, or pairs (epoch, side) from "
             f"epoch 0 on; {sizes=}"
         )
     return tuple((round(epoch * steps_per_epoch), side) for epoch, side in pairs)
+
+
+def _is_pair(value: Any) -> bool:
+    match value:
+        case [int() | float(), int()]:
+            return True
+    return False
 
 
 def _batches(
