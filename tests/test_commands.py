@@ -119,9 +119,11 @@ def test_help_lists_the_flags_of_the_command(command):
         command
     ]
     short = run(command, "--help")
-    assert short.returncode == 1 and not short.stderr  # 1 is absl's exit code
+    assert short.returncode == 1
+    assert not short.stderr
     assert all(flag in short.stdout for flag in flags)
-    assert f"resnest_jax.{command} --" in short.stdout and "--verbosity" not in short.stdout
+    assert f"resnest_jax.{command} --" in short.stdout
+    assert "--verbosity" not in short.stdout
     full = run(command, "--helpfull")
     assert all(flag in full.stdout for flag in (*flags, "--verbosity"))
 

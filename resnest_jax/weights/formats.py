@@ -3,7 +3,6 @@
 import importlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,7 +132,7 @@ def write_directory(
             write_json(temporary / MODEL_FILE, dict(description))
             if path.exists():
                 shutil.rmtree(path)
-            os.replace(temporary, path)
+            temporary.replace(path)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
