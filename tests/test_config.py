@@ -231,7 +231,7 @@ def test_broken_stored_configs_are_one_line(text, message, tmp_path):
 
 @pytest.mark.parametrize("name", OLD)
 def test_weights_of_old_runs_are_described(name, tmp_path):
-    from resnest_jax.weights.pretrained import describe_directory
+    from resnest_jax.weights.formats import describe_directory
 
     description, is_run = describe_directory(golden.FOLDER / name)
     assert is_run
