@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from small_net import small_task
 
 import resnest_jax
 from resnest_jax import recipe, runs
@@ -265,9 +266,7 @@ def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
 
 
 def test_bf16_trains():
-    task = tiny_task()
-    model = task.model.clone(dtype=jnp.bfloat16)
-    task = Classification(model, 10, 32)
+    task = small_task(dtype=jnp.bfloat16)
     optimizer = optax.sgd(0.05)
     step = jax.jit(make_train_step(make_run(task, optimizer)))
     state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
