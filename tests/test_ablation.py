@@ -37,6 +37,9 @@ SWEEP = [
 DOES, FAILS = "--axis=batch_size=240", "--axis=batch_size=240,100000"
 GOOD, BAD = "0s1x64d batch_size=240", "0s1x64d batch_size=100000"
 
+# One worker runs them all: they share a fixture that takes long.
+pytestmark = pytest.mark.xdist_group("ablation")
+
 
 def command(*args):
     return [sys.executable, "-m", "experiments.ablation", *args]

@@ -8,6 +8,9 @@ import pytest
 from experiments.benchmark import ours, profiling, report
 from resnest_jax import create_model
 
+# One worker runs them all: they share a fixture that takes long.
+pytestmark = pytest.mark.xdist_group("benchmark")
+
 BATCH = 7  # a size that no kernel has
 
 

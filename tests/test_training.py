@@ -119,12 +119,17 @@ def state_of(workdir, config):
         return jax.device_get(checkpoints.restore(abstract_state(run))[0])
 
 
+# One worker runs the tests that share this run.
+with_whole_run = pytest.mark.xdist_group("whole run")
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, runs.train(helpers.tiny_config(), workdir)
 
 
+@with_whole_run
 def test_a_run_leaves_what_it_should(whole_run):
     workdir, summary = whole_run
     assert summary == json.loads((workdir / "summary.json").read_text())
@@ -146,6 +151,7 @@ def test_a_run_leaves_what_it_should(whole_run):
     assert max(accuracy[step] for step in kept) == max(accuracy.values())
 
 
+@with_whole_run
 def test_evaluate_gives_the_same_number(whole_run):
     workdir, summary = whole_run
     again = runs.evaluate(workdir)
@@ -161,6 +167,7 @@ def test_evaluate_gives_the_same_number(whole_run):
         runs.evaluate(workdir, "5")
 
 
+@with_whole_run
 def test_resumed_run_is_the_same(whole_run, tmp_path):
     """Stopped at an evaluation and gone on with: bit for bit the uninterrupted run."""
     workdir, summary = whole_run
@@ -189,6 +196,7 @@ def test_resumed_run_is_the_same(whole_run, tmp_path):
 
 # Orbax goes on reading a damaged checkpoint in the background, after its event loop is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@with_whole_run
 def test_other_groups_and_damaged_checkpoints_are_named(whole_run, tmp_path, capsys):
     workdir = shutil.copytree(whole_run[0], tmp_path / "copy")
     checkpoint = workdir / "checkpoints" / "12"
@@ -203,6 +211,7 @@ def test_other_groups_and_damaged_checkpoints_are_named(whole_run, tmp_path, cap
     assert runs.evaluate(workdir, "9")["step"] == 9
 
 
+@with_whole_run
 def test_workdir_of_another_config_is_refused(whole_run):
     workdir, _ = whole_run
     message = "holds a run of another config: optimizer.momentum: stored 0.9, given 0.95"
