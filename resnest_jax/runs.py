@@ -35,24 +35,30 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     """
     config = complete(config)
     run = recipe.build(config, workdir)
-    claim_workdir(workdir, config)
-    try:
-        with open_checkpoints(run, config, workdir) as checkpoints:
-            if is_main():
-                _describe(run, config, workdir)
-            summary = fit(run, checkpoints, workdir)
+    with claim_workdir(workdir, config):
+        try:
+            return _train(run, config, workdir)
+        except OSError as error:
+            raise StorageError(f"the run in {workdir} was stopped: {error}") from error
+
+
+def _train(run: Run, config: ConfigDict, workdir: Path) -> dict:
+    with open_checkpoints(run, config, workdir) as checkpoints:
         if is_main():
-            summary = {"model": config.model.name, **summary}
-            plot_curves(workdir, run.task.curves)
-            write_json(workdir / SUMMARY, summary)
-    except OSError as error:
-        raise StorageError(f"the run in {workdir} was stopped: {error}") from error
+            _describe(run, config, workdir)
+        summary = fit(run, checkpoints, workdir)
+    if is_main():
+        summary = {"model": config.model.name, **summary}
+        plot_curves(workdir, run.task.curves)
+        write_json(workdir / SUMMARY, summary)
     return summary
 
 
 def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
     """Write the table of parameters; say what is about to run."""
     (workdir / PARAMETERS).write_text(parameter_table(run) + "\n")
+    for note in run.notes:
+        print(note)
     print(
         f"{config.model.name} on {config.dataset}: {run.batches.num_train} images to train on, "
         f"{run.batches.num_eval} to evaluate; {run.options.total_steps} steps of "

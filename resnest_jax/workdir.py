@@ -1,6 +1,8 @@
 """The directory of a run: names of its files, and the config in it."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -8,6 +10,7 @@ from ml_collections import ConfigDict
 from resnest_jax.config import FREE_SECTIONS, complete, flatten
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_json, writing
+from resnest_jax.lock import one_writer
 from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.distributed import is_main
 
@@ -16,17 +19,23 @@ PARAMETERS = "parameters.txt"
 SUMMARY = "summary.json"
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Create the directory and write the completed config into it.
+@contextlib.contextmanager
+def claim_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Create the directory and write the completed config into it; be its only writer in the block.
 
     Raises:
-      InputError: if the directory cannot be written, or holds checkpoints of another config.
+      InputError: if the directory cannot be written, holds checkpoints of another config, or has
+        another writer.
     """
-    with writing("workdir", workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        check_workdir(workdir, config)
-        if is_main():
-            write_json(workdir / CONFIG, complete(config).to_dict())
+    with contextlib.ExitStack() as stack:
+        with writing("workdir", workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            if is_main():
+                stack.enter_context(one_writer(workdir))
+            check_workdir(workdir, config)
+            if is_main():
+                write_json(workdir / CONFIG, complete(config).to_dict())
+        yield
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:

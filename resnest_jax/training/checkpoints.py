@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from resnest_jax.errors import InputError, PreemptedError, StorageError
+from resnest_jax.errors import InputError, PreemptedError, StorageError, one_line
+from resnest_jax.training.checksums import FILE as CHECKSUMS
+from resnest_jax.training.checksums import find_damage, write_checksums
+from resnest_jax.training.distributed import agree, is_main, main_first
 from resnest_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -47,12 +51,15 @@ class Checkpoints:
             ),
         ]
         _write_arrays_whole()
+        background = ocp.AsyncOptions(post_finalization_callback=self._seal)
         options = ocp.CheckpointManagerOptions(
             best_fn=metric,  # without it the metrics are not stored
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            async_options=None if read_only else background,
         )
+        self._read_only = read_only
         self._workdir = workdir
         self._manager = ocp.CheckpointManager(workdir.resolve() / FOLDER, options=options)
 
@@ -95,12 +102,22 @@ class Checkpoints:
                 f"last whole one is of step {latest_step(self._workdir)}"
             ) from error
 
+    def _seal(self) -> None:
+        """Write the checksums of a checkpoint that is complete, before Orbax gives it its name."""
+        if is_main():
+            for folder in Path(self._manager.directory).iterdir():
+                if folder.is_dir() and not (folder / CHECKSUMS).exists():
+                    write_checksums(folder)
+
     def any(self) -> bool:
-        """Whether there is a checkpoint to restore."""
+        """Return whether there is a checkpoint."""
         return self._manager.latest_step() is not None
 
     def restore(self, state: TrainState, which: str = "last") -> tuple[TrainState, dict]:
-        """The stored state, laid out like ``state``, and the loop state saved with it.
+        """Restore a state, laid out like ``state``, and the loop state saved with it.
+
+        A damaged last checkpoint is named, and the one before it is used; a run that writes puts it
+        aside.
 
         Args:
           state: as the stored one, abstract or not.
@@ -108,12 +125,29 @@ class Checkpoints:
 
         Raises:
           InputError: if there is no such checkpoint.
-          StorageError: if it cannot be read.
+          StorageError: if it cannot be read, or none can.
         """
         steps = sorted(self._manager.all_steps())
         step = self._find(which, steps)
         if step not in steps:
             raise InputError(f"no checkpoint {which!r} in {self._manager.directory}; {steps=}")
+        if which != "last":
+            return self._restore(state, step)
+        for step in reversed(steps):
+            try:
+                return self._restore(state, step)
+            except StorageError as error:
+                if is_main():
+                    print(f"{error}; trying the one before it", flush=True)
+                self._put_aside(step)
+        raise StorageError(
+            f"no checkpoint in {self._manager.directory} is whole; delete the folder to start again"
+        )
+
+    def _restore(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
+        folder = Path(self._manager.directory) / str(step)
+        if damage := agree(find_damage(folder)):
+            raise StorageError(f"checkpoint {folder} is damaged: {damage}")
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
             progress=ocp.args.JsonRestore(),
@@ -121,12 +155,18 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args)
         except Exception as error:  # as many kinds as when writing
-            folder = self._manager.directory / str(step)
-            raise StorageError(
-                f"checkpoint {folder} cannot be read: {error}; without that folder the run goes "
-                f"on from another of {steps=}"
-            ) from error
+            raise StorageError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         return restored["state"], restored["progress"]
+
+    def _put_aside(self, step: int) -> None:
+        """Rename a damaged checkpoint, so that its step can be saved again."""
+        if self._read_only:
+            return
+        with main_first():
+            folder = Path(self._manager.directory) / str(step)
+            if is_main():
+                folder.rename(folder.with_name(f"{step}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"))
+        self._manager.reload()
 
     def _find(self, which: str, steps: list[int]) -> int | None:
         if which == "last":

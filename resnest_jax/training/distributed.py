@@ -77,6 +77,19 @@ def local(tree: PyTree) -> PyTree:
     return jax.tree.map(join, tree)
 
 
+def sum_over_processes(count: int) -> int:
+    """The sum of a number of each process, in every process."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.int32(count)).sum())
+
+
+def agree(text: str | None) -> str | None:
+    """The text of the first process that has one, in every process."""
+    texts = gather_bytes((text or "").encode())
+    return next((found.decode() for found in texts if found), None)
+
+
 def gather_bytes(data: bytes) -> list[bytes]:
     """The bytes of every process, in every process, by process index."""
     if jax.process_count() == 1:
