@@ -25,7 +25,7 @@ from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import abstract_state, create_state
 from resnest_jax.training.step import make_train_step
 from resnest_jax.training.task import Batches
-from resnest_jax.workdir import claim_workdir
+from resnest_jax.workdir import check_workdir, claim_workdir
 
 
 def tiny_task(**fields):
@@ -208,6 +208,35 @@ def test_workdir_of_another_config_is_refused(whole_run):
         pass
 
 
+def test_going_back_with_another_rate(whole_run, tmp_path):
+    """The metrics up to there stay, the others are new; nothing is deleted."""
+    workdir = shutil.copytree(whole_run[0], tmp_path / "copy")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    other = helpers.tiny_config(optimizer__base_learning_rate=0.01)
+    with pytest.raises(InputError, match=r"no checkpoint of step 4; there are \[9, 12\]"):
+        runs.train(other, workdir, from_step=4)
+    with pytest.raises(InputError, match=r"mix.mixup|model.planes"):
+        runs.train(helpers.tiny_config(model__planes=(8, 8, 8, 16)), workdir, from_step=9)
+    runs.train(other, workdir, from_step=9)
+    (kept,) = workdir.glob("metrics-before-*.jsonl")
+    assert kept.read_bytes() == before
+    old = [json.loads(line) for line in before.splitlines()]
+    for line, stored in zip(read_metrics(workdir), old, strict=True):
+        assert (line == stored) == (line["step"] <= 9), line
+    assert json.loads((workdir / "config.json").read_text())["optimizer"][
+        "base_learning_rate"
+    ] == pytest.approx(0.01)
+    assert [path.name[:12] for path in (workdir / "checkpoints").glob("12.*")] == ["12.replaced-"]
+
+
+def test_moved_folder_of_images_and_lines_of_the_log_may_change(whole_run, capsys):
+    config = helpers.tiny_config(log_every_steps=3)
+    check_workdir(whole_run[0], config)
+    config = helpers.tiny_config(dataset="folder:/elsewhere")
+    with pytest.raises(InputError, match="dataset: stored 'sklearn_digits'"):
+        check_workdir(whole_run[0], config)
+
+
 def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
     # The rate warms up from 0: the first steps, and the checkpoint after 3, are sound.
     config = helpers.tiny_config(
@@ -234,6 +263,8 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
         ({"eval_image_size": 16}, "eval_image_size must be at least 32; got 16"),
         ({"augment__shift": 0.7}, r"augment.shift must be in \[0, 0.5\]"),
         ({"mix__mixup": -0.1}, "mix.mixup must not be negative"),
+        ({"mix__cutmix": float("nan")}, "mix.cutmix must not be negative, and finite; got nan"),
+        ({"model__dtype": "float16"}, "model.dtype float16 is not for training"),
         ({"loss__label_smoothing": 1.0}, r"loss.label_smoothing must be in \[0, 1\)"),
         ({"optimizer__momentum": 1.0}, r"optimizer.momentum must be in \[0, 1\)"),
         ({"optimizer__weight_decay": -1.0}, "optimizer.weight_decay must not be negative"),

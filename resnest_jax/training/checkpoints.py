@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from resnest_jax.errors import InputError, PreemptedError, StorageError, one_lin
 from resnest_jax.training.checksums import FILE as CHECKSUMS
 from resnest_jax.training.checksums import find_damage, write_checksums
 from resnest_jax.training.distributed import agree, is_main, main_first
+from resnest_jax.training.metric_writer import METRICS
 from resnest_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -139,7 +141,7 @@ class Checkpoints:
             except StorageError as error:
                 if is_main():
                     print(f"{error}; trying the one before it", flush=True)
-                self._put_aside(step)
+                self._put_aside(step, "damaged")
         raise StorageError(
             f"no checkpoint in {self._manager.directory} is whole; delete the folder to start again"
         )
@@ -158,14 +160,30 @@ class Checkpoints:
             raise StorageError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         return restored["state"], restored["progress"]
 
-    def _put_aside(self, step: int) -> None:
-        """Rename a damaged checkpoint, so that its step can be saved again."""
+    def go_back(self, step: int) -> None:
+        """Put aside all checkpoints after a step, and a copy of the metrics so far.
+
+        Raises:
+          InputError: if there is no checkpoint of the step.
+        """
+        steps = sorted(self._manager.all_steps())
+        if step not in steps:
+            raise InputError(f"--from_step: no checkpoint of step {step}; there are {steps}")
+        metrics = self._workdir / METRICS
+        if is_main() and metrics.exists():
+            now = time.strftime("%Y%m%d-%H%M%S")
+            shutil.copy2(metrics, metrics.with_name(f"metrics-before-{now}.jsonl"))
+        for later in steps[steps.index(step) + 1 :]:
+            self._put_aside(later, "replaced")
+
+    def _put_aside(self, step: int, why: str) -> None:
+        """Rename a checkpoint, so that its step can be saved again."""
         if self._read_only:
             return
         with main_first():
             folder = Path(self._manager.directory) / str(step)
             if is_main():
-                folder.rename(folder.with_name(f"{step}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"))
+                folder.rename(folder.with_name(f"{step}.{why}-{time.strftime('%Y%m%d-%H%M%S')}"))
         self._manager.reload()
 
     def _find(self, which: str, steps: list[int]) -> int | None:
