@@ -36,7 +36,8 @@ def run(
 ) -> None:
     """Run a command; print known errors as one line on stderr, with exit code 1.
 
-    After SIGTERM the exit code is 143. Compiled programs are kept in the user's cache directory.
+    After SIGTERM the exit code is 143, after Control-C 130. The user's cache directory keeps
+    compiled programs.
 
     Args:
       main: the command; it gets the arguments that are not flags, and returns the exit code.
@@ -49,7 +50,10 @@ def run(
         app.run(main, flags_parser=partial(_parse, command=command, arguments=arguments))
     except PreemptedError as error:
         print(f"stopped: {error}", file=sys.stderr, flush=True)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + error.received)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except (InputError, DivergenceError, StorageError) as error:
         fail(error)
     except jax.errors.JaxRuntimeError as error:
@@ -98,6 +102,18 @@ def fail(error: object) -> NoReturn:
     if jax.distributed.is_initialized():
         os._exit(1)  # a normal exit waits for processes that may be gone
     sys.exit(1)
+
+
+def local_path(flag: flags.FlagHolder[str]) -> Path:
+    """Return the path that a flag names.
+
+    Raises:
+      InputError: if it is empty or an address such as gs://...
+    """
+    value = flag.value
+    if not value.strip() or "://" in value:
+        raise InputError(f"--{flag.name} must be a local path; got {value!r}")
+    return Path(value).expanduser()
 
 
 def _parse(argv: list[str], command: flags.FlagValues, arguments: bool) -> list[str]:

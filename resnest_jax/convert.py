@@ -9,8 +9,6 @@ file, or without a suffix such a directory: model.json and an Orbax checkpoint o
 batch_stats. ``resnest_jax.load_pretrained`` reads all of them.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from resnest_jax import cli
@@ -35,7 +33,7 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output.",
 
 def main(_: list[str]) -> None:
     """Convert the weights."""
-    source, output = (Path(flag.value).expanduser() for flag in (INPUT, OUTPUT))
+    source, output = (cli.local_path(flag) for flag in (INPUT, OUTPUT))
     print(convert(MODEL.value, source, output, OVERWRITE.value))
 
 

@@ -1,5 +1,7 @@
 """Exceptions whose message is one line for the user; commands print it as it is."""
 
+import signal
+
 
 class InputError(ValueError):
     """Bad input: the message names the field, the value and what is allowed."""
@@ -14,7 +16,11 @@ class StorageError(RuntimeError):
 
 
 class PreemptedError(RuntimeError):
-    """The run got SIGTERM and saved a checkpoint."""
+    """The run got a signal to stop and saved a checkpoint."""
+
+    def __init__(self, message: str, received: signal.Signals = signal.SIGTERM):
+        super().__init__(message)
+        self.received = received
 
 
 def one_line(error: object) -> str:

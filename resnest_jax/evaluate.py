@@ -1,7 +1,6 @@
 """Evaluate a stored run again: python -m resnest_jax.evaluate --workdir=DIR"""
 
 import json
-from pathlib import Path
 
 from absl import flags
 
@@ -20,7 +19,7 @@ CHECKPOINT = flags.DEFINE_string(
 def main(_: list[str]) -> None:
     """Evaluate the checkpoint."""
     distributed.start()
-    results = runs.evaluate(Path(WORKDIR.value).expanduser(), CHECKPOINT.value)
+    results = runs.evaluate(cli.local_path(WORKDIR), CHECKPOINT.value)
     if distributed.is_main():
         print(json.dumps(results, indent=2))
 

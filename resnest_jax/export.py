@@ -18,8 +18,6 @@ jax promises that releases of the next six months read it. On CPU an artefact ex
 --platforms=cpu is faster: its pools and grouped convolutions suit the CPU.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from resnest_jax import cli
@@ -54,7 +52,7 @@ def main(_: list[str]) -> None:
     line = stablehlo.export_file(
         MODEL.value,
         WEIGHTS.value,
-        Path(OUTPUT.value).expanduser(),
+        cli.local_path(OUTPUT),
         image_size=IMAGE_SIZE.value,
         platforms=PLATFORMS.value,
         dtype=DTYPE.value,

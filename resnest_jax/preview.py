@@ -5,8 +5,6 @@
 The picture shows a batch after all augmentation and mixing, with the classes of its targets.
 """
 
-from pathlib import Path
-
 import jax
 from absl import flags
 from ml_collections import config_flags
@@ -35,7 +33,7 @@ def main(_: list[str]) -> None:
     config = complete(CONFIG.value)
     first = STEP.value * config.batch_size // COUNT.value
     config.batch_size, config.parallel.accumulate, config.evaluation.batch_size = COUNT.value, 1, 0
-    path = Path(OUTPUT.value).expanduser()
+    path = cli.local_path(OUTPUT)
     draw.draw_batch(recipe.build(config), path, SPLIT.value, first, STEP.value)
     print(path)
 

@@ -48,6 +48,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
         options,
         pretrained=parts.pretrained,
         new_modules=parts.new_modules,
+        notes=dataset.notes,
     )
 
 

@@ -7,7 +7,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
-from resnest_jax.config import complete
+from resnest_jax.config import CHANGEABLE, FREE_SECTIONS, complete
 from resnest_jax.errors import StorageError
 from resnest_jax.files import write_json
 from resnest_jax.training.checkpoints import Checkpoints, latest_folder
@@ -20,12 +20,17 @@ from resnest_jax.training.state import abstract_state
 from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir, load_config
 
 
-def train(config: ConfigDict, workdir: Path) -> dict:
+def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> dict:
     """Train what the config describes in ``workdir``, from its last checkpoint if it has one.
 
     Leaves ``config.json``, ``parameters.txt``, ``metrics.jsonl``, TensorBoard events,
     ``checkpoints/``, ``curves.png`` and ``summary.json``, whose content it returns (in the main
     process; an empty one in others).
+
+    Args:
+      from_step: go back to the checkpoint of this step; the sections and keys of
+        ``config.CHANGEABLE`` may then have other values. Later checkpoints and the metrics so far
+        are kept under other names.
 
     Raises:
       InputError: if the config, the data set or the directory is not usable.
@@ -35,24 +40,33 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     """
     config = complete(config)
     run = recipe.build(config, workdir)
-    claim_workdir(workdir, config)
-    try:
-        with open_checkpoints(run, config, workdir) as checkpoints:
-            if is_main():
-                _describe(run, config, workdir)
-            summary = fit(run, checkpoints, workdir)
+    free = FREE_SECTIONS if from_step is None else FREE_SECTIONS + CHANGEABLE
+    with claim_workdir(workdir, config, free):
+        try:
+            return _train(run, config, workdir, from_step)
+        except OSError as error:
+            raise StorageError(f"the run in {workdir} was stopped: {error}") from error
+
+
+def _train(run: Run, config: ConfigDict, workdir: Path, from_step: int | None) -> dict:
+    with open_checkpoints(run, config, workdir) as checkpoints:
+        if from_step is not None:
+            checkpoints.go_back(from_step)
         if is_main():
-            summary = {"model": config.model.name, **summary}
-            plot_curves(workdir, run.task.curves)
-            write_json(workdir / SUMMARY, summary)
-    except OSError as error:
-        raise StorageError(f"the run in {workdir} was stopped: {error}") from error
+            _describe(run, config, workdir)
+        summary = fit(run, checkpoints, workdir)
+    if is_main():
+        summary = {"model": config.model.name, **summary}
+        plot_curves(workdir, run.task.curves)
+        write_json(workdir / SUMMARY, summary)
     return summary
 
 
 def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
     """Write the table of parameters; say what is about to run."""
     (workdir / PARAMETERS).write_text(parameter_table(run) + "\n")
+    for note in run.notes:
+        print(note)
     print(
         f"{config.model.name} on {config.dataset}: {run.batches.num_train} images to train on, "
         f"{run.batches.num_eval} to evaluate; {run.options.total_steps} steps of "

@@ -1,7 +1,6 @@
 """Train a model: python -m resnest_jax.train --config=configs/digits.py --workdir=DIR"""
 
 import json
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -21,17 +20,24 @@ WORKDIR = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only check data, memory, disk and speed of the run.", flag_values=FLAGS
 )
+FROM_STEP = flags.DEFINE_integer(
+    "from_step",
+    None,
+    "Go back to the checkpoint of this step; optimizer, loss and others may then have new values.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
     """Train the recipe."""
     distributed.start()
-    workdir = Path(WORKDIR.value).expanduser()
+    workdir = cli.local_path(WORKDIR)
     if DRY_RUN.value:
         dry_run.dry_run(CONFIG.value, workdir)
         return
-    summary = runs.train(CONFIG.value, workdir)
+    summary = runs.train(CONFIG.value, workdir, FROM_STEP.value)
     if distributed.is_main():
         print(json.dumps(summary, indent=2))
 

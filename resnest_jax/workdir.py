@@ -1,13 +1,16 @@
 """The directory of a run: names of its files, and the config in it."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from resnest_jax.config import FREE_SECTIONS, complete, flatten
+from resnest_jax.config import CHANGEABLE, FREE_SECTIONS, complete, flatten
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_json, writing
+from resnest_jax.lock import one_writer
 from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.distributed import is_main
 
@@ -16,21 +19,32 @@ PARAMETERS = "parameters.txt"
 SUMMARY = "summary.json"
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Create the directory and write the completed config into it.
+@contextlib.contextmanager
+def claim_workdir(
+    workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_SECTIONS
+) -> Iterator[None]:
+    """Create the directory and write the completed config into it; be its only writer in the block.
 
     Raises:
-      InputError: if the directory cannot be written, or holds checkpoints of another config.
+      InputError: if the directory cannot be written, holds checkpoints of another config, or has
+        another writer.
     """
-    with writing("workdir", workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        check_workdir(workdir, config)
-        if is_main():
-            write_json(workdir / CONFIG, complete(config).to_dict())
+    with contextlib.ExitStack() as stack:
+        with writing("workdir", workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            if is_main():
+                stack.enter_context(one_writer(workdir))
+            check_workdir(workdir, config, free)
+            if is_main():
+                write_json(workdir / CONFIG, complete(config).to_dict())
+        yield
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Refuse a directory with checkpoints of another config; ``FREE_SECTIONS`` may differ.
+def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_SECTIONS) -> None:
+    """Refuse a directory with checkpoints of another config.
+
+    Args:
+      free: sections and keys that may differ. A folder of images may be elsewhere, too.
 
     Raises:
       InputError: if there are such checkpoints; the message names every key that differs.
@@ -41,12 +55,17 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     changed = [
         f"{key}: stored {stored.get(key)!r}, given {given.get(key)!r}"
         for key in sorted(stored | given)
-        if stored.get(key) != given.get(key) and key.split(".")[0] not in FREE_SECTIONS
+        if stored.get(key) != given.get(key) and key.split(".")[0] not in free
     ]
+    folders = str(stored.get("dataset")), str(given.get("dataset"))
+    if folders[0] != folders[1] and all(name.startswith("folder:") for name in folders):
+        changed = [text for text in changed if not text.startswith("dataset:")]
+        print(f"dataset: {folders[1]}, before {folders[0]}: it must hold the same images")
     if changed:
         raise InputError(
             f"workdir {workdir} holds a run of another config: {'; '.join(changed)}; "
-            "use another workdir or the same config"
+            "use another workdir or the same config, or go back to a checkpoint with --from_step, "
+            f"where {', '.join(CHANGEABLE)} may change"
         )
 
 

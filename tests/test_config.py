@@ -196,7 +196,8 @@ def test_overrides(override, value, recipe):
 
 def test_a_stored_config_is_complete_and_may_differ_in_free_sections(tmp_path):
     old = OLD["run_v0"]
-    claim_workdir(tmp_path, ConfigDict(old))
+    with claim_workdir(tmp_path, ConfigDict(old)):
+        pass
     stored = json.loads((tmp_path / "config.json").read_text())
     assert flatten(stored).keys() == keys("classification").keys()
     assert load_config(tmp_path) == complete(old)

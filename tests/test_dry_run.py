@@ -26,6 +26,7 @@ def test_dry_run_reports_and_leaves_no_run(tmp_path):
     assert report["input_images_per_second"] > 0
     assert report["step_images_per_second"] > 0
     assert 0 < report["needed_gib"] < report["available_gib"]
+    assert 0 <= report["hours"] < 1
     assert json.loads((folder / "config.json").read_text())["epochs"] == 1.0
     assert (folder / "schedule.png").read_bytes().startswith(b"\x89PNG")
     assert "stage4_block1/conv3/kernel" in result.stdout

@@ -1,11 +1,16 @@
 """Decoding against Pillow, and records that cannot be read."""
 
+import contextlib
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 from records import Numbered, encode, labels_of, take, train, write_images
 
-from resnest_jax.data.images import Images, decode
+from resnest_jax.data.decode import decode
+from resnest_jax.data.images import Images
 from resnest_jax.data.loader import HostShard, eval_batches
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
@@ -38,19 +43,19 @@ def test_decode_png(encoded, expected):
     np.testing.assert_array_equal(image, expected)
 
 
-def test_decode_jpeg_is_rgb_and_ignores_the_orientation():
+def test_decode_jpeg_is_rgb_and_upright():
     red = np.zeros((16, 32, 3), np.uint8)
     red[..., 0] = 200
     exif = Image.Exif()
     exif[0x0112] = 6  # "Turn me by 90 degrees."
     image = decode({"image": encode(red, file_format="JPEG", exif=exif), "key": "k"})
-    assert image.shape == (16, 32, 3)
+    assert image.shape == (32, 16, 3)
     np.testing.assert_allclose(image.mean((0, 1)), [200, 0, 0], atol=3)
 
 
 @pytest.mark.parametrize(
     "encoded",
-    [b"", b"no image", encode(_RGB)[:60], encode(np.zeros((64, 64), np.uint8))[:-30]],
+    [b"", b"no image", encode(_RGB)[:50], encode(np.zeros((64, 64), np.uint8))[:-30]],
     ids=["empty", "text", "header", "truncated"],
 )
 def test_decode_names_the_record_it_cannot_decode(encoded):
@@ -63,7 +68,8 @@ def test_jpeg_that_is_cut_off_is_unreadable(kept):
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     encoded = encode(photo, file_format="JPEG")
     assert decode({"image": encoded, "key": "k"}).shape == (64, 64, 3)
-    assert decode({"image": encoded + b"\0" * 16, "key": "k"}).shape == (64, 64, 3)
+    for extra in (16, 5000):
+        assert decode({"image": encoded + b"\0" * extra, "key": "k"}).shape == (64, 64, 3)
     with pytest.raises(InputError, match="cannot decode the image k"):
         decode({"image": encoded[: int(kept * len(encoded))], "key": "k"})
 
@@ -106,3 +112,45 @@ def test_vanished_directory_is_an_error_soon(tmp_path):
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"\d+ images cannot be read.*No such file"):
         take(train(images, TrainTransform(8), HostShard(4), seed=0), 1)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_header_of_a_huge_image_is_an_unreadable_record(tmp_path):
+    """40,000 x 40,000 pixels declared, next to none there."""
+    header = struct.pack(">IIBBBBB", 40000, 40000, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+    record = {"image": b"\x89PNG\r\n\x1a\n" + body, "key": "huge.png"}
+    with pytest.raises(InputError, match=r"cannot decode the image huge\.png: .*decompression"):
+        decode(record)
+
+
+def test_png_without_its_last_chunk_is_whole():
+    encoded = encode(_RGB)
+    np.testing.assert_array_equal(decode({"image": encoded[:-12], "key": "k"}), _RGB)
+
+
+@pytest.mark.parametrize("file_format", ["BMP", "GIF", "PPM", "TGA", "TIFF", "WEBP", "ICO"])
+def test_every_format_of_pillow_is_decoded(file_format):
+    grey = np.repeat(np.arange(0, 256, 4, np.uint8).reshape(8, 8)[..., None], 3, -1)
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    options |= {"sizes": [(8, 8)]} if file_format == "ICO" else {}
+    encoded = encode(grey, file_format=file_format, **options)
+    np.testing.assert_array_equal(decode({"image": encoded, "key": "k"}), grey)
+
+
+def test_any_error_of_a_decoder_is_an_unreadable_record():
+    """Bytes of files of many formats, cut and flipped at random: an image or an InputError."""
+    rng = np.random.default_rng(0)
+    for file_format in ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"):
+        whole = encode(rng.integers(0, 256, (24, 31, 3), np.uint8), file_format=file_format)
+        for _ in range(60):
+            damaged = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+            for position in rng.integers(0, len(damaged), 3):
+                damaged[position] ^= 1 << rng.integers(8)
+            with contextlib.suppress(InputError):
+                image = decode({"image": bytes(damaged), "key": "damaged"})
+                assert image.dtype == np.uint8
+                assert image.shape[2] == 3

@@ -17,6 +17,7 @@ COMMANDS = {"train", "evaluate", "predict", "convert", "export", "prepare", "pre
 LAYERS = [
     {"errors"},
     {"files"},
+    {"lock"},
     {"data", "training", "models"},
     {"workdir", "config", "weights"},
     {"tasks"},

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from records import Numbered, write_images
 
-from resnest_jax.data.images import decode
+from resnest_jax.data.decode import decode
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 
@@ -185,6 +185,51 @@ def test_folder_without_splits_holds_out_every_fifth_image_of_each_class(tmp_pat
     assert read(dataset.eval, "label") == [0, 0, 2]
     everything = sorted(str(path) for path in tmp_path.glob("*/*.png"))
     assert sorted(read(dataset.train, "key") + read(dataset.eval, "key")) == everything
+
+
+def test_every_image_of_a_class_is_used_and_other_files_are_counted(tmp_path):
+    """Other formats, capital letters, subfolders and links; not hidden files."""
+    cat = tmp_path / "cat"
+    write_images(cat, 3)
+    write_images(cat / "b" / "deep", 2)
+    write_images(cat / "a", 2, ".WebP")
+    write_images(tmp_path / "elsewhere" / "of", 1, ".bmp")
+    (cat / "link").symlink_to(tmp_path / "elsewhere" / "of")
+    (cat / "loop").symlink_to(cat)
+    (tmp_path / "elsewhere").rename(tmp_path / ".elsewhere")
+    (cat / "link").unlink()
+    (cat / "link").symlink_to(tmp_path / ".elsewhere" / "of")
+    for name in ("notes.txt", "more.TXT", "LICENSE", ".hidden.png"):
+        (cat / name).touch()
+    (tmp_path / "loose.png").touch()
+    dataset = open_dataset(f"folder:{tmp_path}")
+    names = [
+        os.path.relpath(records.key(i), cat)
+        for records in (dataset.train, dataset.eval)
+        for i in range(len(records))
+    ]
+    expected = ["00.png", "01.png", "02.png", "a/00.WebP", "a/01.WebP"]
+    expected += ["b/deep/00.png", "b/deep/01.png", "link/00.bmp"]
+    assert sorted(names) == expected
+    assert dataset.notes == (
+        f"{tmp_path}: 4 files left out: 2 .txt, 1 outside the class folders, 1 without suffix",
+    )
+
+
+def test_class_called_like_a_split(tmp_path):
+    for name in ("train", "car", "test"):
+        write_images(tmp_path / name, 5)
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert dataset.class_names == ("car", "test", "train")
+    assert (len(dataset.train), len(dataset.eval)) == (12, 3)
+
+
+def test_splits_in_any_case_and_folders_that_are_not_used(tmp_path):
+    for split in ("Train", "VAL", "extras"):
+        write_images(tmp_path / split / "cat", 2)
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert (len(dataset.train), len(dataset.eval)) == (2, 2)
+    assert dataset.notes == (f"{tmp_path}: folders left out: extras",)
 
 
 def _folder_missing(root):

@@ -17,8 +17,11 @@ from resnest_jax.errors import InputError
 TASKS: dict[str, Callable[[], dict[str, Any]]] = {"classification": classification_keys}
 # Old key -> new key, of stored configs.
 RENAMED = {"model.expression": "model.implementation"}
-# Sections that do not affect results: they may change when a run is resumed.
-FREE_SECTIONS = ("loader", "checkpoint")
+# Sections and keys that do not affect results: they may change when a run is resumed.
+FREE_SECTIONS = ("loader", "checkpoint", "log_every_steps")
+# What may change too when a run goes back to a checkpoint that is named.
+CHANGEABLE = ("optimizer", "loss", "augment", "mix", "epochs", "steps", "evaluation")
+CHANGEABLE += ("eval_every_epochs", "eval_every_steps")
 
 _TYPES = {
     bool: "True or False",

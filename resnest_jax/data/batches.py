@@ -10,7 +10,8 @@ import grain
 import jax
 import numpy as np
 
-from resnest_jax.data.images import Images, decode_image
+from resnest_jax.data.decode import decode_image
+from resnest_jax.data.images import Images
 from resnest_jax.data.loader import (
     Element,
     EvalTransform,

@@ -1,45 +1,13 @@
-"""Decode images; skip unreadable records."""
+"""Random access to decoded records; skip unreadable ones."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
+from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources.records import Records
 from resnest_jax.errors import InputError
-
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-
-
-def decode(record: dict[str, Any]) -> np.ndarray:
-    """Decode a record's image to uint8 (H, W, 3), RGB.
-
-    Grey and palette images become RGB, alpha is dropped, 16 bits keep the upper 8. The EXIF
-    orientation is ignored, as the usual ImageNet pipelines do.
-
-    Raises:
-      InputError: if the bytes are not a whole image; the message names record["key"].
-    """
-    encoded = np.frombuffer(record["image"], np.uint8)
-    image = None
-    if encoded.size and not _is_cut_off(record["image"]):  # OpenCV raises on an empty buffer
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise InputError(f"cannot decode the image {record['key']}: expected a whole JPEG or PNG")
-    return image
-
-
-def decode_image(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with its image decoded."""
-    return {**record, "image": decode(record)}
-
-
-def _is_cut_off(encoded: bytes) -> bool:
-    """Whether a JPEG lacks its end; OpenCV would fill the rest with grey, without an error."""
-    return encoded.startswith(JPEG_START) and JPEG_END not in encoded[-1024:]
 
 
 class Images:

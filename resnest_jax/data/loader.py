@@ -1,6 +1,7 @@
 """From elements to batches of this host: chunks, threads and worker processes."""
 
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -126,10 +127,13 @@ class _ValidElement(grain.transforms.Map):
 
     def map(self, element: int) -> Element:
         found = self.images.read_or_skip(element) if element < len(self.images) else None
-        made = self.transform.map(found or self.images[0])
-        if not found:
-            made = {name: np.zeros_like(value) for name, value in made.items()}
+        made = self.transform.map(found) if found else self._padding
         return {**made, "valid": np.array(found is not None)}
+
+    @functools.cached_property
+    def _padding(self) -> Element:
+        made = self.transform.map(self.images[0])
+        return {name: np.zeros_like(value) for name, value in made.items()}
 
 
 def element_at(dataset: grain.MapDataset[T], index: int) -> T:

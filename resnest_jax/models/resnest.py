@@ -24,6 +24,7 @@ ModuleDef = Callable[..., nn.Module]
 EXPANSION = 4  # output channels of a bottleneck over its planes
 MIN_SIZE = 32
 ATTENTIONS = ("split", "se", "sk")
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # of fewer bits nothing is left
 
 
 class Stem(nn.Module):
@@ -306,7 +307,8 @@ def _check_fields(model: ResNeSt) -> None:
             raise InputError(f"model field {field} must be an integer >= {minimum}; got {value!r}")
     for field in ("stage_sizes", "planes"):
         value = getattr(model, field)
-        if len(value) != 4 or any(not isinstance(n, int) or n < 1 for n in value):
+        four = isinstance(value, tuple) and len(value) == 4
+        if not four or any(not isinstance(n, int) or n < 1 for n in value):
             raise InputError(f"model field {field} must be four positive integers; got {value!r}")
     check_implementation(model.implementation)
     check_platform(model.platform)
@@ -316,20 +318,21 @@ def _check_fields(model: ResNeSt) -> None:
         if (value := getattr(model, field)) not in allowed:
             raise InputError(f"model field {field} must be one of {allowed}; got {value!r}")
     for field in ("dropout", "drop_block", "drop_path"):
-        if not 0 <= (value := getattr(model, field)) < 1:
+        value = getattr(model, field)
+        if not isinstance(value, int | float) or not 0 <= value < 1:
             raise InputError(f"model field {field} must be in [0, 1); got {value!r}")
-    if not set(model.remat) <= {1, 2, 3, 4}:
+    if not isinstance(model.remat, tuple) or not set(model.remat) <= {1, 2, 3, 4}:
         raise InputError(f"model field remat must be some of the stages 1 to 4; got {model.remat}")
     if model.attention != "split" and model.radix:
         raise InputError(
             f"model field attention {model.attention!r} needs radix 0; got {model.radix}"
         )
     try:
-        is_float = jnp.issubdtype(jnp.dtype(model.dtype), jnp.floating)
+        known = jnp.dtype(model.dtype).name in DTYPES
     except TypeError:
-        is_float = False
-    if not is_float:
-        raise InputError(f"model field dtype must be a float dtype; got {model.dtype!r}")
+        known = False
+    if not known:
+        raise InputError(f"model field dtype must be one of {DTYPES}; got {model.dtype!r}")
     groups = max(model.radix, 1) * model.cardinality
     for planes in model.planes:
         width = int(planes * model.bottleneck_width / 64) * model.cardinality

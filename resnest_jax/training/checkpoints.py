@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from resnest_jax.errors import InputError, PreemptedError, StorageError
+from resnest_jax.errors import InputError, PreemptedError, StorageError, one_line
+from resnest_jax.training.checksums import FILE as CHECKSUMS
+from resnest_jax.training.checksums import find_damage, write_checksums
+from resnest_jax.training.distributed import agree, is_main, main_first
+from resnest_jax.training.metric_writer import METRICS
 from resnest_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -47,12 +53,15 @@ class Checkpoints:
             ),
         ]
         _write_arrays_whole()
+        background = ocp.AsyncOptions(post_finalization_callback=self._seal)
         options = ocp.CheckpointManagerOptions(
             best_fn=metric,  # without it the metrics are not stored
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            async_options=None if read_only else background,
         )
+        self._read_only = read_only
         self._workdir = workdir
         self._manager = ocp.CheckpointManager(workdir.resolve() / FOLDER, options=options)
 
@@ -95,12 +104,22 @@ class Checkpoints:
                 f"last whole one is of step {latest_step(self._workdir)}"
             ) from error
 
+    def _seal(self) -> None:
+        """Write the checksums of a checkpoint that is complete, before Orbax gives it its name."""
+        if is_main():
+            for folder in Path(self._manager.directory).iterdir():
+                if folder.is_dir() and not (folder / CHECKSUMS).exists():
+                    write_checksums(folder)
+
     def any(self) -> bool:
-        """Whether there is a checkpoint to restore."""
+        """Return whether there is a checkpoint."""
         return self._manager.latest_step() is not None
 
     def restore(self, state: TrainState, which: str = "last") -> tuple[TrainState, dict]:
-        """The stored state, laid out like ``state``, and the loop state saved with it.
+        """Restore a state, laid out like ``state``, and the loop state saved with it.
+
+        A damaged last checkpoint is named, and the one before it is used; a run that writes puts it
+        aside.
 
         Args:
           state: as the stored one, abstract or not.
@@ -108,12 +127,29 @@ class Checkpoints:
 
         Raises:
           InputError: if there is no such checkpoint.
-          StorageError: if it cannot be read.
+          StorageError: if it cannot be read, or none can.
         """
         steps = sorted(self._manager.all_steps())
         step = self._find(which, steps)
         if step not in steps:
             raise InputError(f"no checkpoint {which!r} in {self._manager.directory}; {steps=}")
+        if which != "last":
+            return self._restore(state, step)
+        for step in reversed(steps):
+            try:
+                return self._restore(state, step)
+            except StorageError as error:
+                if is_main():
+                    print(f"{error}; trying the one before it", flush=True)
+                self._put_aside(step, "damaged")
+        raise StorageError(
+            f"no checkpoint in {self._manager.directory} is whole; delete the folder to start again"
+        )
+
+    def _restore(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
+        folder = Path(self._manager.directory) / str(step)
+        if damage := agree(find_damage(folder)):
+            raise StorageError(f"checkpoint {folder} is damaged: {damage}")
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
             progress=ocp.args.JsonRestore(),
@@ -121,12 +157,34 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=args)
         except Exception as error:  # as many kinds as when writing
-            folder = self._manager.directory / str(step)
-            raise StorageError(
-                f"checkpoint {folder} cannot be read: {error}; without that folder the run goes "
-                f"on from another of {steps=}"
-            ) from error
+            raise StorageError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         return restored["state"], restored["progress"]
+
+    def go_back(self, step: int) -> None:
+        """Put aside all checkpoints after a step, and a copy of the metrics so far.
+
+        Raises:
+          InputError: if there is no checkpoint of the step.
+        """
+        steps = sorted(self._manager.all_steps())
+        if step not in steps:
+            raise InputError(f"--from_step: no checkpoint of step {step}; there are {steps}")
+        metrics = self._workdir / METRICS
+        if is_main() and metrics.exists():
+            now = time.strftime("%Y%m%d-%H%M%S")
+            shutil.copy2(metrics, metrics.with_name(f"metrics-before-{now}.jsonl"))
+        for later in steps[steps.index(step) + 1 :]:
+            self._put_aside(later, "replaced")
+
+    def _put_aside(self, step: int, why: str) -> None:
+        """Rename a checkpoint, so that its step can be saved again."""
+        if self._read_only:
+            return
+        with main_first():
+            folder = Path(self._manager.directory) / str(step)
+            if is_main():
+                folder.rename(folder.with_name(f"{step}.{why}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        self._manager.reload()
 
     def _find(self, which: str, steps: list[int]) -> int | None:
         if which == "last":

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -77,6 +78,19 @@ def local(tree: PyTree) -> PyTree:
     return jax.tree.map(join, tree)
 
 
+def sum_over_processes(count: int) -> int:
+    """The sum of a number of each process, in every process."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.int32(count)).sum())
+
+
+def agree(text: str | None) -> str | None:
+    """The text of the first process that has one, in every process."""
+    texts = gather_bytes((text or "").encode())
+    return next((found.decode() for found in texts if found), None)
+
+
 def gather_bytes(data: bytes) -> list[bytes]:
     """The bytes of every process, in every process, by process index."""
     if jax.process_count() == 1:
@@ -99,24 +113,31 @@ def _meet() -> None:
 
 
 class Preemption:
-    """Notices SIGTERM; a context manager. All processes agree on the step after which to stop."""
+    """Notices SIGTERM and Control-C; a context manager.
+
+    All processes agree on the step after which to stop. A second Control-C interrupts at once.
+    """
 
     def __enter__(self) -> "Preemption":
-        self._noticed = False
-        # With several processes JAX has a handler of its own and tells the others.
-        if jax.process_count() == 1:
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+        self.signal: signal.Signals | None = None
+        self._before = {}
+        # With several processes JAX has a handler of its own for SIGTERM and tells the others.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _notice(self, *_: object) -> None:
-        self._noticed = True
+    def _notice(self, number: int, _: object) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
 
     def reached(self, step: int) -> bool:
         """Whether to stop after this step; every process asks after every step."""
         if jax.process_count() == 1:
-            return self._noticed
+            return self.signal is not None
         return multihost_utils.reached_preemption_sync_point(step)

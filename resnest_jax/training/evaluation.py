@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from resnest_jax.training.distributed import local
+from resnest_jax.training.distributed import is_main, local, sum_over_processes
 from resnest_jax.training.mesh import batch_sharding, replicated, shard
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState
@@ -24,17 +24,28 @@ def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, float]]:
         def read(output: EvalOutput, batch: HostBatch) -> None:
             metric.update(EvalOutput(jax.device_get(output.sums), local(output.per_image)), batch)
 
-        pending = None
+        pending, seen = None, 0
         for batch in run.batches.eval():
+            seen += int(batch["valid"].sum())
             output = eval_step(variables, shard(batch, run.mesh))
             if pending:
                 read(*pending)  # one batch late, to keep the device busy
             pending = output, batch
         if pending:
             read(*pending)
-        return {f"eval_{name}": value for name, value in metric.compute().items()}
+        figures = {f"eval_{name}": value for name, value in metric.compute().items()}
+        return figures | _report_missing(sum_over_processes(seen), run.batches.num_eval)
 
     return evaluate
+
+
+def _report_missing(seen: int, expected: int) -> dict[str, float]:
+    """Say and note down how many images the figures are of, if not of all."""
+    if seen == expected:
+        return {}
+    if is_main():
+        print(f"evaluated {seen} of {expected} images: the others are unreadable", flush=True)
+    return {"eval_images": float(seen)}
 
 
 class Sums:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import signal
 import time
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
     begun = time.perf_counter() - loop_state.get("seconds", 0.0)
     window = _Window(run, loop_state.get("window", []), workdir)
     console = ProgressMeter(start, options.total_steps)
+    if is_main() and start < options.total_steps:
+        print("compiling the training step", flush=True)
     with (
         Preemption() as preemption,
         MetricsWriter(workdir, start) as writer,
@@ -53,11 +56,17 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                 state, metrics = train_step(state, shard(next(stream), run.mesh))
                 window.add(step, metrics)
             ends = step % options.eval_every == 0 or step == options.total_steps
+            if step == start + 1:  # which compiled
+                window.forget_time()
+                console.restart(step)
             if step % options.log_every == 0 or ends:
                 values, rate = window.close(step)
                 writer.write(step, values)
-                writer.write_tensorboard(step, {"images_per_second": rate})
-                console.show(step, loss=f"{values['loss']:.4f}", rate=f"{rate:.0f} images/s")
+                shown = {"loss": f"{values['loss']:.4f}"}
+                if math.isfinite(rate):  # not that of the step that compiled
+                    writer.write_tensorboard(step, {"images_per_second": rate})
+                    shown["rate"] = f"{rate:.0f} images/s"
+                console.show(step, **shown)
                 checkpoints.check()
             results = None
             if ends:
@@ -75,9 +84,11 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                 checkpoints.save(state, results, loop_state)
                 window.restart_clock()
             if preempted and step < options.total_steps:
+                received = preemption.signal or signal.SIGTERM
                 raise PreemptedError(
-                    f"got SIGTERM after step {step} of {options.total_steps}, which is saved; "
-                    "the same command resumes from there"
+                    f"got {received.name} after step {step} of {options.total_steps}, which is "
+                    "saved; the same command resumes from there",
+                    received,
                 )
     return _summarise(run, state, workdir, time.perf_counter() - begun) if is_main() else {}
 
@@ -110,6 +121,11 @@ class _Window:
         self._timed = 0
         self._begun = time.perf_counter()
 
+    def forget_time(self) -> None:
+        """Wait for the steps so far, and leave them out of the rate."""
+        self._read()
+        self.restart_clock()
+
     def add(self, step: int, metrics: Metrics) -> None:
         self._read()
         self._pending = (step, metrics)
@@ -123,7 +139,8 @@ class _Window:
         """Means since the last call, and the images a second."""
         self._read()
         values = {name: np.mean([v[name] for v in self._values]) for name in self._values[0]}
-        rate = self._timed * self._run.options.batch_size / (time.perf_counter() - self._begun)
+        seconds = time.perf_counter() - self._begun
+        rate = self._timed * self._run.options.batch_size / seconds if self._timed else math.nan
         self._values = []
         self.restart_clock()
         # The rate that the last of these steps used.
@@ -150,7 +167,10 @@ class _Window:
         found = ", ".join(f"{name} is {value}" for name, value in bad.items())
         return DivergenceError(
             f"step {step}: {found}; its {len(keys)} records ({', '.join(keys[:2])}, ...) are "
-            f"listed in {path}; the last checkpoint is kept; lower the learning rate"
+            f"listed in {path}; the last checkpoint is kept. Look at these records, or go back "
+            f"before the divergence with other values: the same command with "
+            "--from_step=STEP_OF_A_CHECKPOINT and, for example, a lower "
+            "--config.optimizer.base_learning_rate"
         )
 
 

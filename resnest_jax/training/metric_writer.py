@@ -69,6 +69,10 @@ class ProgressMeter:
         self._start, self._total = start_step, total_steps
         self._begun = time.perf_counter()
 
+    def restart(self, step: int) -> None:
+        """Count the time from this step on."""
+        self._start, self._begun = step, time.perf_counter()
+
     def show(self, step: int, **values: str) -> None:
         """Print one line, in the main process."""
         if not is_main():

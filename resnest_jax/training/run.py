@@ -45,6 +45,7 @@ class Run:
       mesh: all devices of all processes along one axis.
       pretrained: loads the variables to start from, without those of ``new_modules``; None: start
         from new ones.
+      notes: lines to print at start.
       new_modules: top-level modules that are new even if the others are pretrained.
     """
 
@@ -56,3 +57,4 @@ class Run:
     mesh: Mesh = dataclasses.field(default_factory=make_mesh)
     pretrained: Callable[[], Variables] | None = None
     new_modules: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

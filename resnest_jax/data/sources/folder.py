@@ -1,18 +1,22 @@
 """Folders of labelled images."""
 
+import collections
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnest_jax.data.decode import image_suffixes
 from resnest_jax.data.sources.records import Dataset
 from resnest_jax.errors import InputError
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_TRAIN, _EVAL = ("train",), ("validation", "val", "test")  # names of splits, in any case
 _FOLDER_LAYOUT = (
-    "expected PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg (jpg, jpeg, png)"
+    "expected PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE, or PATH/CLASS/IMAGE; images may be "
+    "in subfolders of a class"
 )
 # Without an evaluation split of its own, a folder gives every fifth image of each class.
 _HOLD_OUT = 5
@@ -41,6 +45,15 @@ class FolderRecords:
         return self._paths[index]
 
 
+class _Listing(NamedTuple):
+    """Images of class folders, their labels, and the other files by suffix."""
+
+    paths: list[str]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    others: collections.Counter[str]
+
+
 def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
     """Open a folder of images, with a folder per split or without.
 
@@ -48,48 +61,81 @@ def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
     """
     if not root.is_dir():
         raise InputError(f"no such folder: {root}; {_FOLDER_LAYOUT}")
-    if train_split == eval_split == "auto" and not (root / "train").is_dir():
-        paths, labels, class_names = _list_images(root)
-        held_out = _every_fifth_of_each_class(labels)
-        if not held_out.any():
-            raise InputError(
-                f"no class folder of {root} has the {_HOLD_OUT} images it takes to hold one out "
-                f"for evaluation; {_FOLDER_LAYOUT}"
-            )
-        return Dataset(
-            train=FolderRecords([paths[i] for i in np.flatnonzero(~held_out)], labels[~held_out]),
-            eval=FolderRecords([paths[i] for i in np.flatnonzero(held_out)], labels[held_out]),
-            class_names=class_names,
-        )
-    train_paths, train_labels, class_names = _list_images(
-        _split_folder(root, "train_split", train_split, ("train",))
+    if train_split == eval_split == "auto" and not _has_splits(root):
+        return _hold_out(root)
+    folders = (
+        _split_folder(root, "train_split", train_split, _TRAIN),
+        _split_folder(root, "eval_split", eval_split, _EVAL),
     )
-    eval_paths, eval_labels, _ = _list_images(
-        _split_folder(root, "eval_split", eval_split, ("validation", "val", "test")), class_names
-    )
+    train = _list_images(folders[0])
+    held_out = _list_images(folders[1], train.class_names)
+    unused = [name for name in _subfolders(root) if root / name not in folders]
     return Dataset(
-        train=FolderRecords(train_paths, train_labels),
-        eval=FolderRecords(eval_paths, eval_labels),
-        class_names=class_names,
+        train=FolderRecords(train.paths, train.labels),
+        eval=FolderRecords(held_out.paths, held_out.labels),
+        class_names=train.class_names,
+        notes=_notes(root, train.others + held_out.others, unused),
     )
+
+
+def _has_splits(root: Path) -> bool:
+    """Return whether there is a folder ``train`` of class folders; of images, it is a class."""
+    train = _find(root, _TRAIN)
+    return train is not None and bool(_subfolders(train) or not any(_images(train)))
+
+
+def _hold_out(root: Path) -> Dataset:
+    """Open a folder without splits: every fifth image of each class is for evaluation."""
+    found = _list_images(root)
+    held_out = _every_fifth_of_each_class(found.labels)
+    if not held_out.any():
+        raise InputError(
+            f"no class folder of {root} has the {_HOLD_OUT} images it takes to hold one out "
+            f"for evaluation; {_FOLDER_LAYOUT}"
+        )
+
+    def records(chosen: np.ndarray) -> FolderRecords:
+        paths = [found.paths[i] for i in np.flatnonzero(chosen)]
+        return FolderRecords(paths, found.labels[chosen])
+
+    notes = _notes(root, found.others)
+    return Dataset(records(~held_out), records(held_out), found.class_names, notes)
+
+
+def _notes(
+    root: Path, others: collections.Counter[str], unused: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Lines about files and folders that are left out."""
+    notes = [f"{root}: folders left out: {', '.join(unused)}"] if unused else []
+    if not others:
+        return tuple(notes)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    return (*notes, f"{root}: {others.total()} files left out: {kinds}")
 
 
 def _split_folder(root: Path, field: str, split: str, auto: tuple[str, ...]) -> Path:
     """The subfolder of a split: the one named, or the first of ``auto`` that exists."""
     names = auto if split == "auto" else (split,)
-    for name in names:
-        if name and (root / name).is_dir():
-            return root / name
+    if found := _find(root, names):
+        return found
     raise InputError(
         f"{field} {split!r}: no folder {' or '.join(map(repr, names))} in {root}, "
         f"which has {_subfolders(root)}; {_FOLDER_LAYOUT}"
     )
 
 
-def _list_images(
-    folder: Path, class_names: tuple[str, ...] | None = None
-) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
-    """List the images of the class folders in a folder, sorted, as paths and int32 labels.
+def _find(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The first folder of one of the names, in this case or else in any."""
+    found = _subfolders(root)
+    for name in names:
+        for match in (name, *(other for other in found if other.lower() == name.lower())):
+            if match and (root / match).is_dir():
+                return root / match
+    return None
+
+
+def _list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> _Listing:
+    """List the images of the class folders in a folder, sorted, with int32 labels.
 
     ``class_names`` are those of the training split; None takes them from this folder.
     """
@@ -100,20 +146,54 @@ def _list_images(
     unknown = sorted(set(found) - set(class_names))
     if unknown:
         raise InputError(f"{folder} has classes missing from training: {', '.join(unknown)}")
-    paths, counts = [], []
+    paths: list[str] = []
+    counts: list[int] = []
+    others: collections.Counter[str] = collections.Counter()
+    if loose := sum(_is_image(entry.name) for entry in os.scandir(folder) if entry.is_file()):
+        others["outside the class folders"] = loose
     for name in found:
-        with os.scandir(folder / name) as entries:
-            images = sorted(
-                entry.path
-                for entry in entries
-                if entry.name.lower().endswith(_IMAGE_SUFFIXES) and not entry.name.startswith(".")
-            )
+        images = list(_images(folder / name, others))
         if not images:
             raise InputError(f"no images in the class folder {folder / name}; {_FOLDER_LAYOUT}")
         paths += images
         counts.append(len(images))
     labels = np.repeat([class_names.index(name) for name in found], counts).astype(np.int32)
-    return paths, labels, class_names
+    return _Listing(paths, labels, class_names, others)
+
+
+def _images(folder: Path, others: collections.Counter[str] | None = None) -> Iterator[str]:
+    """Yield the images of a folder and its subfolders, in the order of torchvision.
+
+    Links are followed, hidden files and folders are not listed, other files are counted.
+    """
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(f"{root}/{name}") not in seen
+        )
+        for name in sorted(files):
+            if _is_image(name):
+                yield f"{root}/{name}"
+            elif others is not None and not name.startswith("."):
+                others[_suffix(name) or "without suffix"] += 1
+
+
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    return image_suffixes()
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and _suffix(name) in _suffixes()
+
+
+def _suffix(name: str) -> str:
+    """The suffix in lower case; by hand, since there may be a million files."""
+    _, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() if dot else ""
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -21,8 +21,12 @@ class Records(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Training and evaluation records, and the class name of each label."""
+    """Training and evaluation records, and the class name of each label.
+
+    ``notes`` are lines for the user, for example what was left out.
+    """
 
     train: Records
     eval: Records
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()

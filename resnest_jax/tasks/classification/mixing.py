@@ -1,6 +1,7 @@
 """Mixup and cutmix of a batch, inside the jitted step."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,10 @@ class Mixing:
 
     def __post_init__(self):
         for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise InputError(f"mix.{name} must not be negative; got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(
+                    f"mix.{name} must not be negative, and finite; got {getattr(self, name)}"
+                )
 
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array

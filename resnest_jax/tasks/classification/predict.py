@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnest_jax.data.crops import test_crop
+from resnest_jax.data.decode import decode
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
@@ -192,36 +192,16 @@ def read_images(
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a file in any format of Pillow as uint8 RGB (H, W, 3), upright.
-
-    The EXIF orientation is applied, alpha is dropped, 16 bits keep the upper 8; an animation
-    gives its first frame.
+    """Read a file as uint8 RGB (H, W, 3), as ``data.decode.decode`` does in training.
 
     Raises:
-      InputError: if it is not a whole image, or has floating-point pixels, whose range is unknown.
+      InputError: if it is not a whole image.
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except UnidentifiedImageError:
-        reason = "not an image"
-    except OSError as error:  # a missing file, or Pillow's error for a broken one
-        reason = error.strerror or str(error)
-    # Errors of decoders for broken files, and of Pillow for very large ones.
-    except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error)
-    raise InputError(f"cannot read the image {path}: {reason}")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; expected 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
-        upper = np.clip(np.asarray(image, np.int64) >> 8, 0, 255)
-        image = Image.fromarray(upper.astype(np.uint8))
-    if "transparency" in image.info:  # of a palette, else Pillow warns
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the image {path}: {error.strerror}") from None
+    return decode({"image": encoded, "key": path})
 
 
 def _pad(images: list[np.ndarray], count: int) -> np.ndarray:

@@ -35,6 +35,11 @@ def check(config: ConfigDict) -> None:
             f"eval_image_size must be at least {MIN_SIZE}; got {config.eval_image_size}"
         )
     create_model(**model_fields(config))
+    if config.model.dtype == "float16":
+        raise InputError(
+            "model.dtype float16 is not for training, whose small gradients it rounds to 0; use "
+            "bfloat16 or float32"
+        )
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
