@@ -2,7 +2,7 @@
 
     python -m resnest_jax.train --config=configs/digits.py --workdir=runs/digits
 
-1,437 images to train on and 360 held out: 99.4 to 99.7 % of them in a minute on two cores.
+1,437 training images and 360 held out: top-1 is 99.4 to 99.7 % after a minute on two cores.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Fine-tune published weights on another data set, TFDS's or a folder of images.
+"""Fine-tune published weights on another data set, from TFDS or a folder of images.
 
     python -m resnest_jax.train --config=configs/finetune.py:resnest50 --workdir=runs/mine \\
         --config.dataset=folder:DIR
 
-for DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg (a fifth is held out). The
-weights are fetched once; without a network give a file: --config.pretrained.weights=FILE. For the
-head alone: --config.pretrained.train=head --config.model.norm=frozen. Few images want frozen batch
+DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg (a fifth is held out). The weights
+are fetched once; without a network give a file: --config.pretrained.weights=FILE. To train only the
+head: --config.pretrained.train=head --config.model.norm=frozen. With few images use frozen batch
 norms in any case, and a smaller batch_size. Accuracy depends on the data set.
 """
 

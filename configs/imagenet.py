@@ -2,12 +2,12 @@
 
     python -m resnest_jax.train --config=configs/imagenet.py:resnest50 --workdir=runs/resnest50
 
-With ImageNet as TFDS has prepared it (`python -m resnest_jax.prepare --dataset=imagenet2012`), or
-with --config.dataset=folder:DIR for DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG. Add --dry_run
-first: it says whether the run fits the devices, the disk and the input. The paper used 64 GPUs;
-on fewer, --config.parallel.accumulate=N keeps the batch and lowers the memory.
+This reads ImageNet as TFDS prepares it (``python -m resnest_jax.prepare --dataset=imagenet2012``),
+or DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG with --config.dataset=folder:DIR. Use --dry_run
+first: it checks whether the run fits the devices, the disk and the input. The paper used 64 GPUs;
+with fewer, --config.parallel.accumulate=N keeps the batch and lowers the memory.
 
-Expected top-1 (%), the authors' figures at the test crop, for the values below:
+Expected top-1 (%), the authors' figures at the test crop, for the values of this file:
 
     model                     total batch  rate  train  test  top-1
     resnest14                        1024   0.4    224   224  75.75
@@ -24,8 +24,8 @@ Expected top-1 (%), the authors' figures at the test crop, for the values below:
     resnest50_fast_4s2x40d           8192   3.2    224   224  81.14
     resnest50_fast_1s4x24d           8192   3.2    224   224  80.99
 
-Where the paper and the code behind its figures disagree, the code is the default and a field takes
-the other: `loss.smooth_over`, `mix.per_sample`, `model.dropout`, `augment.policy`.
+Where the paper differs from the code behind its figures, the default is the code's, and a key
+selects the other: ``loss.smooth_over``, ``mix.per_sample``, ``model.dropout``, ``augment.policy``.
 """
 
 from ml_collections import ConfigDict
@@ -53,14 +53,14 @@ SIZES = {
 def get_config(name: str = "resnest50") -> ConfigDict:
     """Return the recipe of a model."""
     if name not in SIZES:
-        raise ValueError(f"no recipe for {name!r}; there are {', '.join(SIZES)}")
+        raise ValueError(f"no recipe for {name!r}; choose one of {', '.join(SIZES)}")
     batch_size, train_size, test_size = SIZES[name]
     config = default_config("classification")
     config.update(
         {
             "model": {
                 "name": name,
-                # One section of the paper has 0.2 for all; the code from 200 layers up.
+                # One section of the paper has 0.2 for all models; the code only from 200 layers up.
                 "dropout": 0.2 if name in ("resnest200", "resnest269") else 0.0,
                 "drop_block": 0.1,  # size 3
                 "dtype": "bfloat16",
@@ -83,7 +83,7 @@ def get_config(name: str = "resnest50") -> ConfigDict:
                 "jitter": 0.4,
                 "lighting": 0.1,
             },
-            # One weight per batch as in the code (there of one worker's 128 images, here of all);
+            # One weight per batch as in the code (there a worker's 128 images, here all images);
             # the paper draws one per image.
             "mix": {"mixup": 0.2, "per_sample": False},
             "optimizer": {

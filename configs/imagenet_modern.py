@@ -3,11 +3,11 @@
     python -m resnest_jax.train --config=configs/imagenet_modern.py:A3 --workdir=runs/a3
 
 A2: 300 epochs at 224 px; A3: 100 epochs at 160 px, tested at 224. Binary cross-entropy, LAMB,
-mixup and cutmix in turn, RandAugment, and for A2 each image three times a batch and stochastic
-depth. timm's RandAugment, which the paper used, applies each operator drawn with probability 0.5,
-at a magnitude that varies, after the crop; here it is always applied, at that magnitude, before
-the crop. The paper gives 79.8 and 78.1 % for a ResNet-50; of ResNeSt-50 (--config.model.name takes
-another) it was not measured yet.
+mixup and cutmix in turn, RandAugment, and for A2 each image three times per batch and stochastic
+depth. The paper used timm's RandAugment, which applies each drawn operator with probability 0.5, at
+a varying magnitude, after the crop; here it is always applied, at that magnitude, before the crop.
+The paper gives 79.8 and 78.1 % for ResNet-50. For ResNeSt-50 (change it with --config.model.name)
+accuracy is not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ RECIPES = {
 def get_config(name: str = "A2") -> ConfigDict:
     """Return the recipe of that name."""
     if name not in RECIPES:
-        raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise ValueError(f"no recipe {name!r}; choose one of {', '.join(RECIPES)}")
     epochs, train_size, learning_rate, magnitude, repeats, drop_path = RECIPES[name]
     config = default_config("classification")
     config.update(
@@ -54,7 +54,7 @@ def get_config(name: str = "A2") -> ConfigDict:
             "mix": {"mixup": 0.1, "cutmix": 1.0},
             "optimizer": {
                 "name": "lamb",
-                "base_learning_rate": learning_rate / 8,  # of 256 images, not of 2,048
+                "base_learning_rate": learning_rate / 8,  # per 256 images, not per 2,048
                 "warmup_epochs": 5.0,
                 "weight_decay": 0.02,
             },

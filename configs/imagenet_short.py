@@ -1,11 +1,11 @@
-"""A short run on ImageNet: small images first, large ones last, a moving average of the weights.
+"""A short run on ImageNet: small images first, large ones last, averaged weights.
 
     python -m resnest_jax.train --config=configs/imagenet_short.py:30 --workdir=runs/short
 
 The argument is the number of epochs, from 16 to 90. Training images grow from 128 to 192 px over
-the middle of the run (three sizes, each compiled once) and the test is at 224: a network trained
-on random crops does best on larger ones (arXiv 1906.06423). Neither mixup nor AutoAugment, which
-need long runs to pay. Change the model with --config.model.name. Accuracy: not measured yet.
+the middle of the run (three sizes, each compiled once). The test is at 224: a network trained on
+random crops is best on larger images (arXiv 1906.06423). Mixup and AutoAugment are off, because
+they help only in long runs. Change the model with --config.model.name. Accuracy: not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config(epochs: str = "30") -> ConfigDict:
             "model": {"name": "resnest50", "dropout": 0.0, "dtype": "bfloat16"},
             "dataset": "imagenet2012",
             "train_split": "train",
-            # From epoch 0, 0.4 and 0.75 of the run on.
+            # Sizes from epoch 0, and from 0.4 and 0.75 of the run.
             "image_size": ((0, 128), (round(0.4 * count), 160), (round(0.75 * count), 192)),
             "eval_image_size": 224,
             "batch_size": 1024,

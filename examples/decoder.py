@@ -1,4 +1,4 @@
-"""The backbone's endpoints under a small decoder: a label for every pixel."""
+"""Put a small decoder on the backbone's endpoints: one label per pixel."""
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ class Segmenter(nn.Module):
 
 
 def main() -> jax.Array:
-    """Label the pixels of one image; returns the logits (1, 65, 97, 5)."""
+    """Label the pixels of one image; return the logits (1, 65, 97, 5)."""
     images = jnp.ones((1, 65, 97, 3))
     segmenter = Segmenter(num_classes=5)
     variables = jax.jit(segmenter.init)(jax.random.key(0), images)

@@ -8,7 +8,7 @@ import resnest_jax
 
 
 def main() -> tuple[dict, dict, list[float]]:
-    """Train the head to tell three brightnesses; returns parameters before and after, losses."""
+    """Train the head to classify brightness; return parameters before and after, and losses."""
     # With weights: model, variables = resnest_jax.load_pretrained("resnest14", num_classes=3, ...)
     model = resnest_jax.create_model("resnest14", num_classes=3, norm="frozen")
     labels = jnp.arange(6) % 3
@@ -28,7 +28,7 @@ def main() -> tuple[dict, dict, list[float]]:
     @jax.jit
     def step(params, opt_state):
         def loss_fn(params):
-            # norm="frozen": running statistics in training too, so train=True changes none.
+            # norm="frozen" uses running statistics in training too, and does not change them.
             logits, _ = model.apply(
                 variables | {"params": params}, images, train=True, mutable=["batch_stats"]
             )

@@ -1,4 +1,4 @@
-"""The model inside a Flax NNX project, through Flax's bridge."""
+"""Use the model in a Flax NNX project, through Flax's bridge."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ class Classifier(nnx.Module):
         self.head = nnx.Linear(2048, num_classes, rngs=rngs)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        # Mutable, so that batch statistics follow in training as NNX state.
+        # Mutable, so that training updates the batch statistics as NNX state.
         mutable = ["batch_stats"] if train else False
         features = self.backbone(images, train=train, mutable=mutable)
         return self.head(features)
 
 
 def main() -> tuple[jax.Array, bool]:
-    """Logits (2, 4), and whether the batch statistics moved in training."""
+    """Return logits (2, 4), and whether training changed the batch statistics."""
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3)) + jnp.ones(3)[None, None, None]
     model = Classifier(4, images, nnx.Rngs(0))
     before = jax.tree.leaves(nnx.state(model, nnx.BatchStat))

@@ -1,4 +1,4 @@
-"""SplitAttention as a layer of your own Linen module, trained for a few steps."""
+"""Use SplitAttention in your own Linen module, and train it for a few steps."""
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ class Network(nn.Module):
 
 
 def main() -> list[float]:
-    """Train on random images; returns the losses."""
+    """Train on random images; return the losses."""
     network = Network(num_classes=4)
     images = jax.random.normal(jax.random.key(0), (16, 16, 16, 3))
     labels = jnp.arange(16) % 4

@@ -1,1 +1,1 @@
-"""Questions asked of the package; nothing imports them."""
+"""Experiments with the package, which does not import them."""

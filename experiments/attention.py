@@ -1,11 +1,11 @@
-"""How a trained model's attention is divided between the splits, by stage and class.
+"""Measure how a trained model divides its attention between the splits.
 
     python -m experiments.attention --workdir=RUN
 
-Passes the evaluation images of a run through its last checkpoint. Leaves RUN/attention.md and
-attention.png: the mean weight of every split, how even the division is (entropy, as part of its
-maximum), how often a split is ignored, and whether the weights follow the image, its class, or
-are the same for all.
+Evaluates the last checkpoint of a run on its evaluation images. Writes RUN/attention.md and
+attention.png, per stage and class: the mean weight of each split, how even the weights are
+(entropy, as a fraction of its maximum), how often a split is ignored, and whether the weights
+depend on the image, on its class, or on neither.
 """
 
 from pathlib import Path
@@ -30,16 +30,16 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run.", required=True, flag_values=FLAGS
 )
 
-IGNORED = 0.1  # of an even share: a split with less than this is ignored
+IGNORED = 0.1  # a split below this fraction of an even share is ignored
 
 
 class Sums(NamedTuple):
-    """Sums over images, of one block; N classes, R splits, C channels.
+    """Sums over images for one block; N classes, R splits, C channels.
 
     Attributes:
       weight: (N, R, C); square: (R, C), of the squared weights.
       entropy: (N,), mean over channels, in nats.
-      ignored: (N, R), part of the channels.
+      ignored: (N, R), fraction of the channels.
     """
 
     weight: np.ndarray
@@ -49,12 +49,12 @@ class Sums(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What is said of a stage, means over its blocks and channels.
+    """Statistics of a stage: means over its blocks and channels.
 
     Attributes:
-      weight: (N, R), mean weight by class.
-      entropy: (N,), as part of the maximum log R.
-      ignored: (N, R), part of images and channels in which a split is ignored.
+      weight: (N, R), mean weight per class.
+      entropy: (N,), as a fraction of the maximum log R.
+      ignored: (N, R), fraction of images and channels in which a split is ignored.
       sd_images: standard deviation of a channel's weight over images.
       sd_classes: standard deviation of the class means of a channel's weight.
       sd_channels: standard deviation over channels of the mean weight.
@@ -69,14 +69,17 @@ class Stage(NamedTuple):
 
 
 def collect(model: ResNeSt, variables: dict, batches, classes: int) -> tuple[dict, np.ndarray]:
-    """``Sums`` by block over batches with ``image``, ``label`` and ``valid``; images by class.
+    """Return ``Sums`` per block, and the number of images per class.
+
+    Args:
+      batches: dictionaries with ``image``, ``label`` and ``valid``.
 
     Raises:
-      InputError: if the model has no split attention, or one split only.
+      InputError: if the model has no split attention, or only one split.
     """
     if model.radix < 2:
         raise InputError(
-            f"the model has radix {model.radix}: there is no division between splits to look at"
+            f"the model has radix {model.radix}; attention between splits needs at least 2"
         )
 
     @jax.jit
@@ -99,7 +102,7 @@ def collect(model: ResNeSt, variables: dict, batches, classes: int) -> tuple[dic
 
 
 def _sums(attention: jax.Array, members: jax.Array) -> Sums:
-    """Of attention (B, R, C) and class members (B, N), zero for images that do not count."""
+    """Sum attention (B, R, C) per class; members (B, N) are 0 for images that do not count."""
     attention = attention.astype(jnp.float32)
     entropy = -jnp.sum(jax.scipy.special.xlogy(attention, attention), 1).mean(-1)
     ignored = (attention < IGNORED / attention.shape[1]).mean(-1, dtype=jnp.float32)
@@ -112,7 +115,7 @@ def _sums(attention: jax.Array, members: jax.Array) -> Sums:
 
 
 def summarise(sums: dict[str, Sums], count: np.ndarray) -> dict[int, Stage]:
-    """By stage; classes without images are NaN."""
+    """Return the statistics per stage; classes without images are NaN."""
     stages: dict[int, list[Stage]] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
         for block, block_sums in sums.items():
@@ -139,17 +142,17 @@ def _block(sums: Sums, count: np.ndarray) -> Stage:
 
 
 def table(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """Two tables: stages, and the classes in each stage."""
+    """Return two tables: the stages, and the classes in each stage."""
     splits = next(iter(stages.values())).weight.shape[-1]
     numbers = range(1, splits + 1)
     share = count / count.sum()
     lines = [
         f"{int(count.sum()):,} images; a split is ignored where its weight is below "
-        f"{IGNORED} of an even share, {IGNORED / splits:.3g}. Spreads are standard deviations of "
-        "a channel's weight: over images, over the means of the classes, and of the mean weight "
-        "over channels.",
+        f"{IGNORED} of an even share, {IGNORED / splits:.3g}. Spreads are standard deviations: of "
+        "a channel's weight over images, of its class means over classes, of its mean over "
+        "channels.",
         "",
-        f"| stage | {' | '.join(f'weight of split {i}' for i in numbers)} | entropy, of log R "
+        f"| stage | {' | '.join(f'weight of split {i}' for i in numbers)} | entropy / log R "
         f"| {' | '.join(f'split {i} ignored' for i in numbers)} | over images | over classes "
         "| over channels |",
         "|---" * (2 * splits + 5) + "|",
@@ -174,7 +177,7 @@ def table(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, .
 
 
 def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ...], path: Path):
-    """Weights, entropy and ignored splits by stage, and the first split's weight by class."""
+    """Plot weights, entropy and ignored splits per stage, and split 1's weight per class."""
     share = (count / count.sum())[:, None]
     figure = matplotlib.figure.Figure(figsize=(17, 4.2), layout="constrained")
     weights, entropy, ignored, classes = figure.subplots(1, 4)
@@ -191,7 +194,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
     weights.set_ylabel("mean weight")
     ignored.set_ylabel("ignored (% of images and channels)")
     entropy.boxplot([s.entropy[~np.isnan(s.entropy)] for s in stages.values()], positions=x)
-    entropy.set_ylabel("entropy, part of log R (boxes: classes)")
+    entropy.set_ylabel("entropy / log R (boxes: classes)")
     for axes in (weights, entropy, ignored):
         axes.set_xticks(x, [f"stage {number}" for number in stages])
     first = np.stack([stage.weight[:, 0] for stage in stages.values()])
@@ -201,7 +204,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
     classes.set_yticks(x, [f"stage {number}" for number in stages])
     if len(class_names) <= 30:
         classes.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
-    classes.set_title("weight of split 1, class mean less overall mean", fontsize=9)
+    classes.set_title("weight of split 1: class mean - overall mean", fontsize=9)
     figure.colorbar(image, ax=classes)
     figure.savefig(path, dpi=100)
 

@@ -1,11 +1,11 @@
-"""Time reading and augmenting JPEGs, this project's pipeline beside tf.data, in turns.
+"""Time reading and augmenting JPEGs with this project's pipeline and with tf.data, in turns.
 
     python -m experiments.input_benchmark --images=1000
 
 Photographs of about 500 px, quality 90, random crops at 224 px, flips. The rows take turns, so that
-whatever else the machine does falls on all of them; a row has the median over the rounds, per core
-too, and how many such cores feed 7,000 images a second. Rows of tf.data need TensorFlow
-(`pip install tensorflow-cpu`) and are left out without it.
+other load on the machine affects all of them. A row has the median over the rounds, the same per
+core, and the number of such cores that feed 7,000 images per second. Rows of tf.data need
+TensorFlow (``pip install tensorflow-cpu``); without it they are skipped.
 """
 
 import importlib.util
@@ -29,10 +29,10 @@ from resnest_jax.tasks.classification.transforms import TrainTransform
 
 FLAGS = flags.FlagValues()
 IMAGES = flags.DEFINE_integer(
-    "images", 1000, "Images that a round reads.", lower_bound=64, flag_values=FLAGS
+    "images", 1000, "Images per round.", lower_bound=64, flag_values=FLAGS
 )
 ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "Rounds that are timed.", lower_bound=1, flag_values=FLAGS
+    "rounds", 5, "Number of timed rounds.", lower_bound=1, flag_values=FLAGS
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 64, "Images per batch.", lower_bound=1, flag_values=FLAGS
@@ -40,7 +40,7 @@ BATCH_SIZE = flags.DEFINE_integer(
 RECIPE = flags.DEFINE_bool("recipe", True, "Also time the paper's augmentation.", flag_values=FLAGS)
 
 SIZE = 224
-WANTED = 7000  # images a second: what a GPU's roofline takes of ResNeSt-50
+WANTED = 7000  # images/s: the roofline of a GPU for ResNeSt-50
 
 PLAIN = TrainTransform(SIZE, crop="inception", flip=True)
 PAPER = TrainTransform(
@@ -49,7 +49,7 @@ PAPER = TrainTransform(
 
 
 def ours(folder: Path, transform: TrainTransform, workers: int) -> Callable[[], Iterator]:
-    """Batches of this project's pipeline."""
+    """Return a function that starts this project's pipeline."""
     images = Images(open_dataset(f"folder:{folder}").train)
     shard = HostShard(BATCH_SIZE.value)
     elements = shuffled(grain.MapDataset.source(images), seed=0).random_map(transform)
@@ -57,7 +57,7 @@ def ours(folder: Path, transform: TrainTransform, workers: int) -> Callable[[], 
 
 
 def tf_data(folder: Path, antialias: bool) -> Callable[[], Iterator]:
-    """Batches of tf.data: decoding and cropping in one, as its ImageNet pipelines do."""
+    """Return a function that starts tf.data, which decodes only the crop, as for ImageNet."""
     import tensorflow as tf
 
     paths = [str(path) for path in sorted(folder.glob("train/*/*.jpg"))]
@@ -85,7 +85,7 @@ def tf_data(folder: Path, antialias: bool) -> Callable[[], Iterator]:
 
 
 def rate(start: Callable[[], Iterator]) -> float:
-    """Images a second of one round, after its first batches."""
+    """Return the images per second of one round, after its first batches."""
     batches = start()
     for _ in range(4):
         next(batches)
@@ -111,13 +111,13 @@ def main(_: list[str]) -> None:
             rows["tf.data, antialiased"] = tf_data(folder, True)
             rows["tf.data, not antialiased"] = tf_data(folder, False)
         else:
-            print("tf.data is left out: TensorFlow is not installed")
+            print("tf.data is skipped: TensorFlow is not installed")
         rates = {row: [] for row in rows}
         for index in range(ROUNDS.value):
             for row in list(rows)[:: 1 if index % 2 else -1]:
                 rates[row].append(rate(rows[row]))
     print(f"{IMAGES.value} JPEGs of about 500 px, {cores} cores, medians of {ROUNDS.value} rounds")
-    print("| | images/s | range | images/s a core | cores for 7,000 images/s |")
+    print("| | images/s | range | images/s per core | cores for 7,000 images/s |")
     print("|---|---|---|---|---|")
     for row, values in rates.items():
         median = statistics.median(values)

@@ -1,4 +1,4 @@
-"""A small tree of real photographs, for trials where ImageNet is not at hand."""
+"""Write a small folder of real photographs, for trials without ImageNet."""
 
 import importlib.util
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-# Photographs that scikit-image carries in its package; it is not needed otherwise.
+# Photographs in the package of scikit-image, which is optional.
 SKIMAGE_FILES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ihc.png")
 
 
 def load_photos() -> dict[str, np.ndarray]:
-    """Name -> uint8 (H, W, 3): the two of scikit-learn and what scikit-image has, if installed."""
+    """Return name -> uint8 (H, W, 3): photos of scikit-learn and, if installed, scikit-image."""
     bundled = load_sample_images()
     photos = {
         Path(name).stem: image
@@ -27,9 +27,9 @@ def load_photos() -> dict[str, np.ndarray]:
 
 
 def write_photos(folder: Path, train: int, held_out: int, side: int = 500, seed: int = 0) -> None:
-    """Write folder/{train,val}/NAME/N.jpg: a class a photograph, its random crops as images.
+    """Write folder/{train,val}/NAME/N.jpg: one class per photograph, with random crops of it.
 
-    Crops keep half to all of each side and are resized to about the side given, quality 90.
+    Crops keep half to all of each side and are resized to about ``side``, quality 90.
     """
     rng = np.random.default_rng(seed)
     photos = load_photos()

@@ -2,12 +2,12 @@
 
     python -m experiments.scaling --config=configs/imagenet.py:resnest50 --images=16
 
-Read from the compiled program of the training step for 1, 2, 4 and 8 virtual CPU devices, each
-with as many images (weak scaling): exchanges by kind, their bytes, the memory of one device. No
-step is run. Compare --config.parallel.batch_norm, .shard_optimizer and .accumulate, or
---config.model.remat, for which the last column is the one to look at: what the forward pass keeps
-for the backward pass. XLA:CPU computes nothing twice even if told to; GPUs and TPUs do. Leaves a
-table in --out if it is given.
+Compiles the training step for 1, 2, 4 and 8 virtual CPU devices, with the same number of images
+per device (weak scaling), and reads from the program: collectives by kind, their bytes, the memory
+of one device. No step is run. Compare --config.parallel.batch_norm, .shard_optimizer and
+.accumulate, or --config.model.remat. The effect of remat is in the last column: what the forward
+pass keeps for the backward pass. XLA:CPU removes the recomputation; GPUs and TPUs keep it. Writes
+the table to --out if it is given.
 """
 
 import concurrent.futures
@@ -31,15 +31,15 @@ DEVICES = flags.DEFINE_list(
     "devices", ["1", "2", "4", "8"], "Numbers of devices.", flag_values=FLAGS
 )
 IMAGES = flags.DEFINE_integer("images", 16, "Images per device.", lower_bound=1, flag_values=FLAGS)
-OUT = flags.DEFINE_string("out", None, "A Markdown file for the table.", flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "Markdown file to write the table to.", flag_values=FLAGS)
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
 
 
-def exchanges(program: str) -> list[tuple[str, int]]:
-    """(kind, bytes) of each exchange between devices in the text of a compiled program."""
+def collectives(program: str) -> list[tuple[str, int]]:
+    """Return (kind, bytes) of each collective in the text of a compiled program."""
     found = re.findall(rf"= (\(.*?\)|\S+) ({KINDS})(?:-start)?\(", program)
     return [(kind, _bytes(shapes)) for shapes, kind in found]
 
@@ -53,13 +53,13 @@ def _bytes(shapes: str) -> int:
 
 
 def measure(config: ConfigDict, devices: int, images: int) -> str:
-    """A row of the table; in a process of its own, whose devices are not chosen yet."""
+    """Return a row of the table; needs a process in which JAX has not started yet."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     config.batch_size = devices * images
     run = recipe.build(config)
     compiled, memory = compile_step(run)
-    found = exchanges(compiled.as_text())
+    found = collectives(compiled.as_text())
     kinds = {kind: sum(k == kind for k, _ in found) for kind, _ in found}
     return (
         f"| {devices} | {config.batch_size} | {sum(kinds.values())} "
@@ -70,14 +70,14 @@ def measure(config: ConfigDict, devices: int, images: int) -> str:
 
 
 def kept_for_backward(run: Run) -> float:
-    """Bytes of activations that the forward pass of one accumulated part keeps."""
+    """Return the bytes of activations that the forward pass keeps, per accumulated part."""
 
     def backward(params, batch_stats, batch):
         def loss_fn(params):
             variables = {"params": params, "batch_stats": batch_stats}
             return run.task.loss(variables, batch, jax.random.key(0), 0.0)
 
-        return jax.vjp(loss_fn, params, has_aux=True)[1]  # a tree of what it has kept
+        return jax.vjp(loss_fn, params, has_aux=True)[1]  # a tree of the kept arrays
 
     state, batch = abstract_state(run), abstract_batch(run)
     kept = jax.tree.leaves(jax.eval_shape(backward, state.params, state.batch_stats, batch))
@@ -89,7 +89,7 @@ def kept_for_backward(run: Run) -> float:
 def main(_: list[str]) -> None:
     """Print a row for each number of devices."""
     rows = [
-        "| devices | batch | exchanges | kinds | MB a step | GiB a device | GiB for backward |",
+        "| devices | batch | collectives | kinds | MB/step | GiB/device | GiB for backward |",
         "|---|---|---|---|---|---|---|",
     ]
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""What the experiments that time models share: weights to time with, and taking turns."""
+"""Time models: random weights, and calls in turns."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ WARM_UP = 2  # rounds that are not timed
 
 
 def random_variables(model, images: jax.Array) -> dict:
-    """Variables of a trained model's scale: no zeros, statistics unlike those of the start."""
+    """Draw variables at the scale of a trained model: no zeros, statistics unlike initial ones."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -18,7 +18,7 @@ def random_variables(model, images: jax.Array) -> dict:
         if leaf.ndim > 1:
             return noise * np.sqrt(2 / np.prod(leaf.shape[:-1]), dtype=np.float32)
         if path[-1].key in ("scale", "var"):
-            # The last norm of a block is kept small, or the sum over the blocks would overflow.
+            # The last norm of a block is small; else the sum over the blocks overflows.
             return np.exp(0.1 * noise) * (0.1 if path[-2].key == "bn3" else 1)
         return 0.1 * noise
 
@@ -27,7 +27,7 @@ def random_variables(model, images: jax.Array) -> dict:
 
 
 def time_calls(calls: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, the order turned from round to round."""
+    """Return the seconds of each call per round; the order is reversed from round to round."""
     seconds = {name: [] for name in calls}
     names = list(calls)
     for i in range(WARM_UP + repeats):

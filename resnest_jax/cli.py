@@ -142,7 +142,7 @@ def _overrides(config: Any) -> dict[str, Any]:
     """Return the overrides of a config flag; raise the error of a file that did not load."""
     if config.value is None:
         return {}
-    list(config.value)  # such a file raises only here
+    list(config.value)  # a file that failed to load raises here
     return config.override_values
 
 

@@ -40,7 +40,7 @@ IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 224, "Side of the images.", lower_bound=MIN_SIZE, flag_values=FLAGS
 )
 PLATFORMS = flags.DEFINE_list(
-    "platforms", "cpu,cuda,tpu", "Where the artefact is to run.", flag_values=FLAGS
+    "platforms", "cpu,cuda,tpu", "Platforms that the artefact runs on.", flag_values=FLAGS
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.", flag_values=FLAGS

@@ -2,7 +2,7 @@
 
     python -m resnest_jax.prepare --dataset=imagenet2012 --manual_dir=DIR
 
-Most data sets need TensorFlow to be written (`pip install 'resnest_jax[prepare]'`), once, on one
+Most data sets need TensorFlow for this (``pip install 'resnest_jax[prepare]'``). Do it once, on one
 machine. ImageNet's license does not allow an automatic download: DIR must hold
 ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org.
 """
@@ -15,7 +15,7 @@ from resnest_jax import cli
 from resnest_jax.data.sources import open_dataset
 
 FLAGS = flags.FlagValues()
-DATASET = flags.DEFINE_string("dataset", None, "Its TFDS name.", required=True, flag_values=FLAGS)
+DATASET = flags.DEFINE_string("dataset", None, "Name in TFDS.", required=True, flag_values=FLAGS)
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Directory to write to; default: TFDS's own.", flag_values=FLAGS
 )

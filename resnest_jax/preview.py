@@ -28,7 +28,7 @@ flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
-    """Draw the batch, of as many images as are shown."""
+    """Draw a batch of ``--count`` images."""
     distributed.start()
     config = complete(CONFIG.value)
     first = STEP.value * config.batch_size // COUNT.value

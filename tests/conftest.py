@@ -1,4 +1,4 @@
-"""Every test sees eight virtual CPU devices and no silent rank promotion."""
+"""Give each test eight virtual CPU devices; make rank promotion an error."""
 
 import os
 
@@ -7,7 +7,7 @@ from helpers import ROOT, xla_flags
 # Before jax starts.
 os.environ.setdefault("XLA_FLAGS", xla_flags(8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What one process has compiled the next need not: the commands are run many times.
+# Shared by all processes, because the commands run many times.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 

@@ -1,4 +1,4 @@
-"""The goldens: weights and images by formula, and what the authors' model makes of them."""
+"""The goldens: weights and images by formula, and outputs of the authors' model."""
 
 import pathlib
 import zlib
@@ -12,7 +12,7 @@ from resnest_jax.weights.torch_names import COUNTER
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 FILE = np.load(FOLDER / "official.npz")
-MORE = np.load(FOLDER / "more.npz")  # logits alone, by case
+MORE = np.load(FOLDER / "more.npz")  # only logits, by case
 
 # id: model, fields, (n, h, w), seed of the images
 CASES = {
@@ -44,17 +44,17 @@ TRAIN_CASE = ("resnest14_train@64", ("resnest14", {}, (4, 64, 64), 10))
 
 
 def golden(case: str, name: str) -> np.ndarray:
-    """One stored array."""
+    """Return a stored array."""
     return FILE[f"{case}/{name}"]
 
 
 def images(shape: tuple[int, int, int], seed: int) -> np.ndarray:
-    """The images of a case, (n, h, w, 3) float32."""
+    """Return the images of a case, (n, h, w, 3) float32."""
     return np.random.RandomState(seed).standard_normal((*shape, 3)).astype(np.float32)
 
 
 def state_dict(model) -> dict[str, np.ndarray]:
-    """Torch state dictionary of a model with the goldens' weights, drawn key by key."""
+    """Return a torch state dictionary with the goldens' weights, drawn key by key."""
     init = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), init)
     empty = resnest_jax.to_torch(zeros, model)
@@ -77,6 +77,6 @@ def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def build(name: str, fields: dict) -> tuple:
-    """Model and its golden variables."""
+    """Return a model and its golden variables."""
     model = resnest_jax.create_model(name, **fields)
     return model, resnest_jax.from_torch(state_dict(model), model)

@@ -1,4 +1,4 @@
-"""A run small enough for tests."""
+"""Helpers for tests, and a small run."""
 
 import importlib.util
 import pathlib
@@ -10,12 +10,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def xla_flags(devices: int) -> str:
-    """That many virtual devices, and programs that are quick to compile rather than to run."""
+    """Set the number of virtual devices, and compile fast rather than run fast."""
     return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
 
 
 def process_variables(count: int) -> list[dict[str, str]]:
-    """Environment variables of each process of a run on this machine."""
+    """Return the environment variables of each process of a run on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -29,7 +29,7 @@ def process_variables(count: int) -> list[dict[str, str]]:
     ]
 
 
-# Ten classes and few parameters: a step takes milliseconds, compiling it a few seconds.
+# Few parameters: a step takes milliseconds, compiling it a few seconds.
 TINY = {
     "model.planes": (8, 8, 8, 8),
     "model.stem_width": 4,
@@ -41,7 +41,7 @@ TINY = {
 
 
 def load_config(name: str, *argument: str) -> ConfigDict:
-    """The config of a file in configs/."""
+    """Return the config of a file in configs/."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -49,7 +49,7 @@ def load_config(name: str, *argument: str) -> ConfigDict:
 
 
 def tiny_config(**overrides) -> ConfigDict:
-    """The digits recipe cut down; overrides by dotted name, dots written as two underscores."""
+    """Return a small digits recipe; ``__`` in the name of an override stands for a dot."""
     config = load_config("digits")
     overrides = {key.replace("__", "."): value for key, value in overrides.items()}
     config.update_from_flattened_dict(TINY | overrides)

@@ -1,8 +1,8 @@
-"""A second task, to show that training knows none: the brightness of pixels, per pixel.
+"""A second task, the brightness of each pixel: training does not depend on the task.
 
     python tests/pixel_task.py WORKDIR
 
-trains it in this process, or in several as ``distributed.start`` finds them.
+trains it in this process, or in all processes that ``distributed.start`` finds.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from resnest_jax.training.task import Aux, EvalOutput
 
 SIZE, NUM_TRAIN, NUM_EVAL, BATCH = 12, 96, 26, 16
 BRIGHT = 0.7
-MOST = 40  # bright pixels listed per image
+MOST = 40  # most bright pixels listed per image
 
 
 class Network(nn.Module):
@@ -39,7 +39,7 @@ class Network(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class PixelTask:
-    """Regression of the brightness of every pixel."""
+    """Regression of the brightness of each pixel."""
 
     model: nn.Module = dataclasses.field(default_factory=Network)
     best_metric = "eval_score"
@@ -69,7 +69,7 @@ class PixelTask:
 
 
 class BrightPixels:
-    """Error from the sums; the median of the bright pixels of all images, as many as each has."""
+    """The error, from sums; the median over the bright pixels of all images."""
 
     def __init__(self):
         self._error, self._images, self._bright = 0.0, 0, {}
@@ -142,7 +142,7 @@ class PixelBatches:
 
 
 def make_run(**options) -> Run:
-    """The run of this task."""
+    """Make a run of this task."""
     steps = 24
     schedule = make_schedule(
         kind="poly", base_learning_rate=1.0, batch_size=BATCH, total_steps=steps, warmup_steps=2
@@ -163,7 +163,7 @@ def make_run(**options) -> Run:
 
 
 def train(workdir: pathlib.Path) -> dict:
-    """Train in a directory, from its last checkpoint on."""
+    """Train in a directory; resume from its last checkpoint."""
     workdir.mkdir(parents=True, exist_ok=True)
     run = make_run()
     with Checkpoints(workdir, keep_last=2, best_metric=run.task.best_metric) as checkpoints:

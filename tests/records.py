@@ -1,4 +1,4 @@
-"""Records for tests of the data layer, and what is done with their batches."""
+"""Records for tests of the data layer, and helpers for their batches."""
 
 import io
 import itertools
@@ -12,7 +12,7 @@ from resnest_jax.data.order import shuffled
 
 
 def encode(array, mode=None, file_format="PNG", **kwargs):
-    """Encodes with PIL what the package decodes with OpenCV."""
+    """Encode an image with PIL; the package decodes with OpenCV."""
     image = Image.fromarray(array)
     buffer = io.BytesIO()
     (image if mode is None else image.convert(mode)).save(buffer, file_format, **kwargs)
@@ -20,7 +20,7 @@ def encode(array, mode=None, file_format="PNG", **kwargs):
 
 
 class Numbered:
-    """Record i is an 8x8 image with a gradient that starts at i, labelled i; one may be broken."""
+    """Record i is an 8x8 image with a gradient that starts at i, and label i; some are broken."""
 
     def __init__(self, count, broken=()):
         self.count = count
@@ -39,7 +39,7 @@ class Numbered:
 
 
 def take(batches, count):
-    """The first batches; the generator is closed."""
+    """Return the first batches and close the generator."""
     try:
         return list(itertools.islice(batches, count))
     finally:
@@ -65,7 +65,7 @@ def write_images(folder, count, suffix=".png"):
 
 
 def train(images, transform, shard, *, seed, start_step=0, repeats=1, workers=0):
-    """Training batches of images."""
+    """Return training batches of images."""
     order = shuffled(grain.MapDataset.source(images), seed, repeats)
     elements = order.random_map(transform)
     return train_batches(elements, shard, start_step=start_step, workers=workers)

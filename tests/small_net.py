@@ -1,4 +1,4 @@
-"""A network that is quick to compile, of the package's own layers."""
+"""A network of the package's layers that compiles fast."""
 
 from typing import Any
 

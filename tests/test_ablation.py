@@ -1,4 +1,4 @@
-"""The ablation: cells from words, sweeps that fail, are killed or go elsewhere, statistics."""
+"""The ablation: parsing of cells, failed, killed and submitted sweeps, statistics."""
 
 import csv
 import importlib.util
@@ -63,21 +63,21 @@ def run(*args):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An undisturbed sweep with a cell that fails: its directory and what it said."""
+    """An uninterrupted sweep with a cell that fails: its directory and its output."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, run(*SWEEP, FAILS, f"--workdir={workdir}")
 
 
 @pytest.fixture(scope="module")
 def again(whole, tmp_path_factory):
-    """The same without the failing cell, in a copy in which all of it is done."""
+    """The same without the failing cell, in a copy in which all runs are finished."""
     workdir = tmp_path_factory.mktemp("again") / "copy"
     shutil.copytree(whole[0], workdir)
     return workdir, run(*SWEEP, DOES, f"--workdir={workdir}")
 
 
 def with_costs(workdir, whole):
-    """A directory for another sweep of the same model, whose costs need not be measured again."""
+    """Prepare a directory for a sweep of the same model that does not measure costs again."""
     workdir.mkdir(exist_ok=True)
     stored = json.loads((whole[0] / "costs.json").read_text())
     stored["asked"]["models"].pop(BAD)
@@ -118,8 +118,8 @@ def test_a_failed_cell_stops_no_other(whole):
 
 def test_a_finished_run_is_not_done_again(whole, again):
     assert again[1].returncode == 0
-    assert "2 done before" in again[1].stdout
-    assert "begins" not in again[1].stdout
+    assert "2 already done" in again[1].stdout
+    assert "started" not in again[1].stdout
     for path in whole[0].glob("runs/*/*/metrics.jsonl"):
         copy = again[0] / path.relative_to(whole[0])
         assert path.stat().st_mtime_ns == copy.stat().st_mtime_ns
@@ -132,7 +132,7 @@ def test_a_killed_sweep_comes_to_the_same(whole, again, tmp_path):
         env=environment(),
         stdout=subprocess.DEVNULL,
     )
-    # Half-way: the second run has written its first evaluation.
+    # Halfway: the second run has written its first evaluation.
     deadline = time.monotonic() + 240
     while not any("eval" in path.read_text() for path in tmp_path.glob("runs/*/seed_1/*.jsonl")):
         assert time.monotonic() < deadline
@@ -143,7 +143,7 @@ def test_a_killed_sweep_comes_to_the_same(whole, again, tmp_path):
     assert not (tmp_path / "results.csv").exists()
     result = run(*SWEEP, DOES, f"--workdir={tmp_path}")
     assert result.returncode == 0
-    assert "1 done before" in result.stdout
+    assert "1 already done" in result.stdout
     assert_same_results(tmp_path, again[0])
 
 
@@ -159,7 +159,7 @@ def test_submitit_comes_to_the_same(whole, again, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--grid=2s1x"], ["'2s1x' is no cell", "RsKxDd"]),
+        (["--grid=2s1x"], ["'2s1x' is not a cell", "RsKxDd"]),
         (["--grid=2s3x1d"], ["cell 2s3x1d", "groups must divide"]),
     ],
 )
@@ -200,7 +200,7 @@ def test_bad_axes(axis, message):
     ("words", "message"),
     [
         (["2s1x64d", "2s1x64d"], "cell 2s1x64d appears twice"),
-        (["s1x64d"], "'s1x64d' is no cell"),
+        (["s1x64d"], "'s1x64d' is not a cell"),
         ([], "--grid or --preset must name"),
     ],
 )
@@ -221,7 +221,7 @@ def test_cells_are_the_product_of_grid_and_axes():
     config = grid.cell_config(helpers.load_config("digits"), cells[3])
     assert (config.epochs, config.mix.mixup) == (10.0, 0.2)
     assert config.model.name == "resnest14_fast_0s1x64d"
-    assert config.model.stem_width == 16  # what no axis names is the recipe's
+    assert config.model.stem_width == 16  # not in an axis: from the recipe
     config = grid.cell_config(helpers.load_config("digits"), cells[-1])
     assert config.model.name == "seresnet50"
 
@@ -294,7 +294,7 @@ def test_noise_is_that_of_a_linear_model():
     assert found.sd == pytest.approx(np.sqrt(squares / degrees))
 
 
-def test_accuracies_without_noise_are_no_certainty():
+def test_accuracies_without_noise_are_not_certain():
     quiet = significance.Noise(0.0, 2)
     assert significance.block_test([0.28, 0.28, 0.28], quiet) == (0.0, 0.25)
     assert significance.block_test([0.0, 0.0], quiet) == (0.0, 1.0)
@@ -319,7 +319,7 @@ def test_noise_is_seldom_a_finding():
     assert false_findings < 36  # of 400: at most 20 expected, with a spread of 4.4
 
 
-def test_a_difference_beyond_noise_is_shown_and_told():
+def test_a_difference_beyond_noise_is_shown_and_stated():
     results = {
         "base": by_seed([80.0, 81.0, 80.5]),
         "noise": by_seed([81.0, 80.2, 80.6]),
@@ -339,7 +339,7 @@ def test_a_difference_beyond_noise_is_shown_and_told():
     assert "4 degrees of freedom" in significance.power_note(results, "base")
 
 
-def test_costs_are_measured_once_a_model(tmp_path):
+def test_costs_are_measured_once_per_model(tmp_path):
     small = {"name": "resnest14", "planes": [8, 8, 8, 8], "stem_width": 4, "num_classes": 10}
     models = {"a": small, "a again": dict(small)}
     setting = costs.Setting(32, 2, 2)
@@ -351,12 +351,12 @@ def test_costs_are_measured_once_a_model(tmp_path):
     assert measured["a"]["train_ratio"] == 1
     assert measured["a"]["train_mb"] is None or measured["a"]["train_mb"] > 0
     again = costs.measure(models, setting, tmp_path / "costs.json")
-    assert again == (measured, device)  # to the last digit of the speeds: not measured again
+    assert again == (measured, device)  # equal to the last digit: not measured again
     table = report.cost_table(measured, setting, device)
     assert "| a | 12,614 | 0.000339 | 0.00033 |" in table
 
 
-def test_published_figures_stand_beside_the_papers_own_models_only():
+def test_published_figures_are_given_for_the_papers_models_only():
     cells = grid.parse_grid([], [], "radix")
     models = {cell.name: grid.cell_model_fields(cell, grid.FAMILY) for cell in cells}
     table = report.published_tables(models)

@@ -1,4 +1,4 @@
-"""The look into a model's attention, against attention computed image by image."""
+"""Statistics of attention, against attention computed image by image."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def batches():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
     labels = np.array([[0, 1, 0, 1], [1, 1, 2, 2]])
-    # Class 2 stands on filling only.
+    # Class 2 occurs only in padding.
     masks = np.array([[True] * 4, [True, True, False, False]])
     return [
         {"image": image, "label": label, "valid": mask}

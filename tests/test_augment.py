@@ -15,7 +15,7 @@ PHOTO = load_sample_image("china.jpg")[:200, :260]  # (200, 260, 3)
 
 
 class Fixed:
-    """A generator whose draws are given: signs are + below one half."""
+    """A generator with given draws: signs are + below one half."""
 
     def __init__(self, draw):
         self.draw = draw
@@ -25,7 +25,7 @@ class Fixed:
 
 
 def blended(degenerate, factor):
-    """What ImageEnhance does, in NumPy: between the image and a degenerate one."""
+    """Do in NumPy what ImageEnhance does: blend the image with a degenerate one."""
     mixed = degenerate + factor * (PHOTO.astype(np.float64) - degenerate)
     return np.clip(mixed, 0, 255)
 
@@ -57,12 +57,12 @@ def test_pointwise_operator_is_its_formula(name, strength):
 
 @pytest.mark.parametrize(("sign", "draw"), [(1, 0.0), (-1, 0.9)])
 def test_geometric_operators_move_pixels_where_they_say(sign, draw):
-    """On a ramp, of which bilinear interpolation is exact: the value says where it came from."""
+    """On a ramp bilinear interpolation is exact, so a value shows where it comes from."""
     height, width = 60, 80
     y, x = np.mgrid[:height, :width].astype(np.float64)
     ramp = Image.fromarray(np.stack([2 * y, 2 * x, 0 * x], -1).astype(np.uint8))
     rng, strength, angle = Fixed(draw), 0.5, math.radians(15 * sign)
-    # Pillow counts from the corner of a pixel: its centre is half a pixel further.
+    # Pillow counts from the corner of a pixel; its centre is half a pixel further.
     u, v = x + 0.5 - width / 2, y + 0.5 - height / 2
     sources = {
         "shear_x": (x + sign * 0.15 * (y + 0.5), y),
@@ -95,7 +95,7 @@ def test_equalize_flattens_the_histogram_and_sharpness_is_pillows():
     np.testing.assert_allclose(np.asarray(sharp), blended(smooth, 1.45), atol=1.01)
 
 
-def test_strength_zero_changes_nothing_but_where_there_is_none():
+def test_strength_zero_changes_nothing_if_there_is_a_strength():
     picture = Image.fromarray(PHOTO)
     for name, operator in autoaugment.OPERATORS.items():
         if name not in ("auto_contrast", "equalize", "invert", "sharpness"):
@@ -104,7 +104,7 @@ def test_strength_zero_changes_nothing_but_where_there_is_none():
 
 
 def test_policies_apply_operators_of_their_table(monkeypatch):
-    """Which, how often and how strongly: by counting calls."""
+    """Counts calls: which operators, how often, how strong."""
     assert len(autoaugment.IMAGENET_POLICY) == 25
     calls = []
     for name in autoaugment.OPERATORS:
@@ -177,7 +177,7 @@ def test_efficientnet_boxes():
     assert 0.85 < area.max() < 1
     assert 0.74 < ratio.min() < 0.76
     assert 1.31 < ratio.max() < 1.35
-    # Uniform heights, not areas: the mean height is midway between the least and the most.
+    # Heights, not areas, are uniform: the mean height is midway between minimum and maximum.
     tall = (ratio > 0.95) & (ratio < 1.05)
     np.testing.assert_allclose((bottom - top)[tall].mean(), (math.sqrt(20000) + 400) / 2, rtol=0.05)
 

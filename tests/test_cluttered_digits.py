@@ -1,4 +1,4 @@
-"""The data set of digits among clutter: what its pictures are made of."""
+"""The data set of digits among clutter: its pictures and splits."""
 
 import cv2
 import numpy as np
@@ -25,15 +25,15 @@ def compose(ink, photographs, which=0, seed=0):
 
 
 def test_a_bare_picture_is_the_digit_enlarged(monkeypatch, ink):
-    """Without fragments, noise, turn and background, what is left is known from resizing."""
+    """Without fragments, noise, rotation and background only the resized digit is left."""
     for name, value in (("FRAGMENTS", 0), ("NOISE", 0.0), ("MAX_TURN", 0.0), ("DIMMED", 0.0)):
         monkeypatch.setattr(cluttered_digits, name, value)
-    monkeypatch.setattr(cluttered_digits, "SIDES", (32.0, 32.0))  # then there is one place
+    monkeypatch.setattr(cluttered_digits, "SIDES", (32.0, 32.0))  # leaves one position
     white = {"fragment": (255.0, 255.0), "digit": (255.0, 255.0)}
     monkeypatch.setattr(cluttered_digits, "COLOURS", white)
     picture = compose(ink, [np.zeros((32, 32, 3), np.uint8)], which=5)
     expected = 255 * cv2.resize(ink[5], (32, 32), interpolation=cv2.INTER_LINEAR)
-    # The outermost pixels fade into the background here and are repeated by resizing.
+    # At the border the picture fades into the background; resizing repeats the pixels.
     inner = slice(3, -3)
     for channel in range(3):
         difference = picture[inner, inner, channel] - expected[inner, inner]

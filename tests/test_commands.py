@@ -59,7 +59,7 @@ def test_train_then_evaluate(tmp_path):
     for word in ("step 12/12", "images/s", "loss", "eval_top1"):
         assert word in trained.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    # Evaluating leaves alone what a run may just be writing.
+    # Evaluation does not touch what a run may be writing.
     writing = tmp_path / "run" / "checkpoints" / "15.orbax-checkpoint-tmp"
     writing.mkdir()
     evaluated = run("evaluate", f"--workdir={tmp_path}/run")
@@ -177,7 +177,7 @@ def test_folder_of_images_trains(tmp_path):
 
 
 def killed_run(workdir, kills, seed):
-    """Start the run, kill -9 it some moments after its first line of progress, start it again."""
+    """Start a run and kill -9 it shortly after its first line of progress; then finish it."""
     rng = random.Random(seed)
     command = [sys.executable, "-m", "resnest_jax.train", *QUICK, f"--workdir={workdir}"]
     for _ in range(kills):
@@ -211,7 +211,7 @@ def test_killed_run_is_the_same(kills, tmp_path):
 
 
 def stored_arrays(workdir):
-    """Every array of the last checkpoint by name."""
+    """Return each array of the last checkpoint by name."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -225,7 +225,7 @@ def stored_arrays(workdir):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def test_what_was_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
     code = (
         "import jax; from absl import flags; from resnest_jax import cli\n"
         "cli.run(lambda _: print(jax.jit(abs)(-1)), flags.FlagValues())"
@@ -233,7 +233,7 @@ def test_what_was_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
     for home, chosen, expected in (
         (tmp_path / "cache", None, tmp_path / "cache" / "resnest_jax"),
         (tmp_path / "unused", tmp_path / "mine", tmp_path / "mine"),
-        ("/dev/null", None, None),  # cannot be written: nothing is kept
+        ("/dev/null", None, None),  # not writable: nothing is kept
     ):
         variables = os.environ | {"XDG_CACHE_HOME": str(home)}
         variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -251,7 +251,7 @@ def test_what_was_compiled_is_kept_where_the_user_keeps_such_things(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_of_a_program_is_kept_from_call_to_call():
-    """Pages that the system hands out while a program of some 64 MB runs: soon no more."""
+    """After the first calls, a program of about 64 MB gets no new pages from the system."""
     if importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu"):
         pytest.skip("JAX has an accelerator")
     code = """

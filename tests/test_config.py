@@ -43,14 +43,14 @@ def test_unknown_tasks_are_named():
 
 def test_the_model_section_has_the_fields_of_the_module():
     names = {field.name for field in dataclasses.fields(resnest_jax.ResNeSt)}
-    names -= {"parent", "name", "norm_groups"}  # Flax's; parallel.batch_norm decides the last
+    names -= {"parent", "name", "norm_groups"}  # Flax's own; parallel.batch_norm sets the last
     renamed = {config_lib.RENAMED.get(f"model.{name}", f"model.{name}") for name in names}
     expected = renamed | {"model.name", "model.platform", "model.frozen_stages"}
     assert {f"model.{key}" for key in default_config("classification").model} == expected
 
 
 def test_the_model_section_has_the_defaults_of_the_module():
-    """None where a model of the zoo decides, else what the module itself has."""
+    """A default is None if it depends on the model, else it is that of the module."""
     section = default_config("classification").model
     presets = {key for model in MODELS.values() for key in model.fields}
     assert all(section[key] is None for key in presets)
@@ -64,7 +64,7 @@ def test_the_model_section_has_the_defaults_of_the_module():
 
 @pytest.mark.parametrize("values", [*RECIPES.values(), *OLD.values()], ids=[*RECIPES, *OLD])
 def test_old_configs_are_completed(values):
-    """All keys of today, with the old values; what the old config lacks is off."""
+    """All current keys, with the old values; keys that the old config lacks are off."""
     config = complete(values)
     assert config.keys() == default_config("classification").keys()
     assert config.is_locked
@@ -91,7 +91,7 @@ def test_partial_configs_are_completed():
     assert config == complete({"optimizer.momentum": 0.5, **flatten(values)})
     assert differences(config).keys() == {"optimizer.momentum", "optimizer.lr_mults", "epochs"}
     with pytest.raises(TypeError):
-        config.model.radix = "two"  # None of a kind
+        config.model.radix = "two"  # its value is None, but its type is fixed
     with pytest.raises(KeyError):
         config.update({"optimiser": {}})
 
@@ -134,7 +134,7 @@ def test_renamed_keys():
 
 
 def parse(*overrides, recipe="digits.py"):
-    """The config that ``resnest_jax.train`` gets of a command line."""
+    """Return the config that ``resnest_jax.train`` gets from a command line."""
     values = flags.FlagValues()
     argv = ["train", f"--config={helpers.ROOT}/configs/{recipe}", *overrides]
     config_flags.DEFINE_config_file(
@@ -201,7 +201,7 @@ def test_a_stored_config_is_complete_and_may_differ_in_free_sections(tmp_path):
     stored = json.loads((tmp_path / "config.json").read_text())
     assert flatten(stored).keys() == keys("classification").keys()
     assert load_config(tmp_path) == complete(old)
-    workdir = golden.FOLDER / "run_v0"  # which has checkpoints
+    workdir = golden.FOLDER / "run_v0"  # it has checkpoints
     check_workdir(workdir, complete(old))
     check_workdir(
         workdir, complete(flatten(old) | {"loader.workers": 3, "checkpoint.keep_last": 9})

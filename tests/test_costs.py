@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds: the published figures, and what they were counted by."""
+"""Parameters and multiply-adds: the published figures and their conventions."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ ODD = "resnest50_fast_4s2x40d"  # printed 4.41
 
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_published_figures(name):
-    """Parameters exactly; GMACs to the digits that are printed, but for one."""
+    """Parameters are exact; GMACs equal the printed digits, with one exception."""
     model, entry = resnest_jax.create_model(name), zoo.MODELS[name]
     assert count_parameters(model) == entry.params
     if entry.gmacs is not None:
@@ -29,7 +29,7 @@ def test_published_figures(name):
 
 
 def test_macs_of_a_network_counted_by_hand():
-    """ResNet-14 without pooled shortcuts, 32 pixels, planes and stem of 1: every term is short."""
+    """ResNet-14 without pooled shortcuts, 32 pixels, planes and stem of 1: small terms."""
     model = resnest_jax.create_model(
         "resnet50", stage_sizes=(1, 1, 1, 1), planes=(1, 1, 1, 1), stem_width=1, num_classes=3
     )
@@ -44,16 +44,16 @@ def test_macs_of_a_network_counted_by_hand():
         inputs, side_in = 4, side
     dense = 4 * 3
     assert count_macs(model, 32) == products + dense + 2 * norms
-    pools = 8**2 * 2 * 9 + 4  # the max-pool, and the global one of a single pixel
+    pools = 8**2 * 2 * 9 + 4  # the max-pool, and the global pool of a single pixel
     assert count_macs(model, 32, convention="authors") == products + dense + 3 + relus + pools
 
 
 def test_no_convention_prints_all_seven():
-    """However kinds of operation are weighted, 4s2x40d's 4.41 contradicts the other six.
+    """For any weights of the kinds of operation, 4s2x40d's 4.41 contradicts the other six.
 
-    A convention is a weight, not negative, for every kind of operation. That rounding gives the
-    printed figure is two linear inequalities a model; with convolutions and the classifier counted
-    once, the other kinds' weights are a linear program: solvable without 4s2x40d, not with it.
+    A convention is a weight >= 0 for each kind of operation. A rounded figure gives two linear
+    inequalities per model. With convolutions and the classifier counted once, the weights of the
+    other kinds are a linear program, which has a solution without 4s2x40d and none with it.
     """
     counts = {name: count_kinds(resnest_jax.create_model(name)) for name in FAST}
     assert weights_exist({name: counts[name] for name in FAST if name != ODD})
@@ -61,9 +61,9 @@ def test_no_convention_prints_all_seven():
 
 
 def count_kinds(model):
-    """Values that every kind of layer takes and gives, and the products of dense layers, in 1e9.
+    """Return the inputs and outputs of each kind of layer, and the products, in 1e9.
 
-    The layers of the attention are counted with their groups and as if they had none.
+    The layers of the attention are counted with their groups and without groups.
     """
     kinds = Counter()
 
@@ -92,7 +92,7 @@ def count_kinds(model):
 
 
 def weights_exist(counts):
-    """Whether any weights of the kinds round to the printed figures."""
+    """Return whether some weights of the kinds round to the printed figures."""
     kinds = sorted({kind for count in counts.values() for kind in count} - {"fixed"})
     rows, bounds = [], []
     for name, count in counts.items():
@@ -100,7 +100,7 @@ def weights_exist(counts):
         rest = zoo.MODELS[name].gmacs - count["fixed"]
         rows += [row, [-value for value in row]]
         bounds += [rest + 0.005, 0.005 - rest]
-    # In thousandths, near which the solver's tolerance is small.
+    # In thousandths, so that the solver's tolerance is small.
     scaled = [[1e3 * value for value in row] for row in rows]
     result = linprog([0] * len(kinds), A_ub=scaled, b_ub=[1e3 * bound for bound in bounds])
     return result.status == 0

@@ -1,4 +1,4 @@
-"""The dry run, the preview of batches and the preparing of data, as commands."""
+"""The dry run, and the commands that preview batches and prepare data."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def test_preview_shows_the_batch(split, tmp_path):
     picture = matplotlib.image.imread(path)
     assert picture.shape[0] == 480
     assert picture.shape[1] == 1600
-    # Digits are grey on black: two rows of eight dark squares on a white page.
+    # Digits are grey on black: two rows of eight dark squares on white.
     dark = (picture[..., :3].max(-1) < 0.2).mean()
     assert 0.2 < dark < 0.9
 

@@ -1,4 +1,4 @@
-"""Folding of batch norms, and the exported artefact as a process without this package runs it."""
+"""Folding of batch norms; the exported artefact in a process without this package."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ SIZE = 64
 # Stage 1 has a block with a projected shortcut and one without; every model repeats these two.
 SHALLOW = {"stage_sizes": (2, 1, 1, 1), "planes": (64, 64, 64, 64)}
 
-# argv: the artefact, images, where the logits go
+# argv: the artefact, images, file for the logits
 STRANGER = """
 import sys
 import jax, numpy as np
@@ -56,7 +56,7 @@ def export(weights, output, *args):
 
 @pytest.fixture(scope="module")
 def resnest14(tmp_path_factory):
-    """Model, golden variables, and the file they are in."""
+    """Model, golden variables and their file."""
     model, variables = golden.build("resnest14", {})
     path = tmp_path_factory.mktemp("weights") / "resnest14.safetensors"
     write_safetensors(path, golden.state_dict(model))
@@ -105,9 +105,9 @@ def test_fold_refuses_what_it_cannot_fold(resnest14):
 
 @pytest.mark.parametrize("platforms", [["cuda"], ["tpu"], ["cpu", "cuda", "tpu"], ["cpu"]])
 def test_form_is_that_of_the_platform(platforms, resnest14):
-    """Windows and grouped convolutions, but on CPU alone neither; logits are equal."""
+    """Windows and grouped convolutions, except for CPU alone; logits are equal."""
     model, variables, _ = resnest14
-    model = model.clone(implementation="split")  # as a run on CPU may have it
+    model = model.clone(implementation="split")  # as a run on CPU may choose
     exported = stablehlo.export(model, variables, SIZE, platforms)
     text = exported.mlir_module()
     assert ("feature_group_count = 2" in text) == (platforms != ["cpu"])

@@ -13,9 +13,9 @@ TOLERANCE = 1e-4  # of the largest value of the reference
 # The reference's own rounding: in float64 the authors' architecture gives 0.1108377 here, as this
 # package does in float32; the stored float32 value is 0.1106524.
 LOOSER_GRADIENTS = {"layer1.0.conv2.fc1.weight": 2e-3}
-# Float32 is not enough here: gates reach 1,000 and some pairs of them differ by less than 1, so
-# that a rounding of 1.5e-7 in SelectiveKernel's conv_reduce makes 1e-4 of the largest logit. XLA
-# rounds by so much since jax 0.12, by 0.5e-7 before. The reference's own rounding makes 0.4e-4.
+# Float32 is not enough here: gates reach 1,000 and some pairs of them differ by less than 1. So a
+# rounding of 1.5e-7 in SelectiveKernel's conv_reduce becomes 1e-4 of the largest logit. XLA rounds
+# by 1.5e-7 since jax 0.12, by 0.5e-7 before. The reference's own rounding becomes 0.4e-4.
 IN_FLOAT64 = ["skresnet50@65x64"]
 
 
@@ -62,7 +62,7 @@ def test_logits(case):
 
 @pytest.mark.parametrize("name", ["resnest50_fast_2s2x40d", "seresnet50", "skresnet50"])
 def test_float32_rounds_float64(name):
-    """In a network of one block a stage, which does not amplify the rounding."""
+    """In a network of one block per stage, which does not amplify the rounding."""
     images = golden.images((2, 64, 65), 30)
     logits = {}
     for dtype in ("float32", "float64"):
@@ -73,7 +73,7 @@ def test_float32_rounds_float64(name):
     assert_close(logits["float32"], logits["float64"], 1e-5)
 
 
-# With eight devices "auto" takes nothing of what it takes with one.
+# With eight devices "auto" takes none of these; with one it does.
 ON_ONE_DEVICE = ["winograd", "split,split,winograd"]
 
 
@@ -110,7 +110,7 @@ def test_training(implementation):
         if f"{case}/gradnorm/{key}" in golden.FILE:
             expected = golden.golden(case, f"gradnorm/{key}")
             rtol = LOOSER_GRADIENTS.get(key, 1e-3)
-            # The bias in front of a batch norm has no gradient but rounding: hence atol.
+            # The gradient of a bias before a batch norm is only rounding: hence atol.
             np.testing.assert_allclose(
                 np.linalg.norm(value), expected, rtol=rtol, atol=1e-6, err_msg=key
             )

@@ -47,7 +47,7 @@ def test_decode_jpeg_is_rgb_and_upright():
     red = np.zeros((16, 32, 3), np.uint8)
     red[..., 0] = 200
     exif = Image.Exif()
-    exif[0x0112] = 6  # "Turn me by 90 degrees."
+    exif[0x0112] = 6  # rotate by 90 degrees
     image = decode({"image": encode(red, file_format="JPEG", exif=exif), "key": "k"})
     assert image.shape == (32, 16, 3)
     np.testing.assert_allclose(image.mean((0, 1)), [200, 0, 0], atol=3)
@@ -98,11 +98,11 @@ def test_too_many_unreadable_images_are_an_error(tmp_path):
     images = Images(Numbered(20, broken=[2, 3, 4]), max_unreadable=2, log=log)
     with pytest.raises(InputError, match=r"3 images cannot be read, more than loader\.max_unread"):
         take(train(images, TrainTransform(8), HostShard(4), seed=0), 10)
-    with pytest.raises(InputError, match="3 images cannot be read"):  # nor by starting again
+    with pytest.raises(InputError, match="3 images cannot be read"):  # again after a restart
         Images(Numbered(20, broken=[4]), max_unreadable=2, log=log)[4]
     again = Images(Numbered(20, broken=[5]), max_unreadable=2, log=log)
     with pytest.raises(InputError, match=f"4 images cannot be read.*{log}.*numbered#5"):
-        again[5]  # what was found before a restart counts
+        again[5]  # images found before a restart count
 
 
 def test_vanished_directory_is_an_error_soon(tmp_path):

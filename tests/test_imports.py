@@ -160,7 +160,7 @@ print(*sorted(roots - sys.stdlib_module_names))
 
 @pytest.mark.parametrize("step", [1, -1])
 def test_all_commands_can_be_imported_in_one_process(step):
-    """Each has flags of its own, in either order; importing defines none of absl's."""
+    """Each has its own flags, in either order; importing adds none to absl's."""
     names = [f"{PACKAGE}.{name}" for name in sorted(COMMANDS)] + EXPERIMENTS
     code = f"""
 import importlib

@@ -1,4 +1,4 @@
-"""Order and batches: by counting, and against one host without interruption."""
+"""Order and batches: by counting, and against an uninterrupted single host."""
 
 import itertools
 import multiprocessing
@@ -25,7 +25,7 @@ _AUGMENT = TrainTransform(8, shift=0.25, flip=True)
 
 
 def make_batches(records, transforms, **options):
-    """Batches of four."""
+    """Make batches of four."""
     dataset = Dataset(records, Numbered(4), tuple(map(str, range(20))))
     options = LoaderOptions(**{"batch_size": 4, "eval_batch_size": 4, "seed": 1} | options)
     return Batches(dataset, transforms, EvalTransform(8), options)
@@ -83,7 +83,7 @@ def test_shares_of_two_hosts_in_order_are_the_batch_of_one():
     ("batch_size", "count", "chunk"), [(300, 1, 100), (300, 2, 75), (127, 1, 127)]
 )
 def test_batches_made_in_chunks_are_in_order(batch_size, count, chunk):
-    """Element n is element n of the endless order, whatever the chunks are."""
+    """Element n is element n of the endless order, for any size of chunks."""
     images = Images(Numbered(40))
     elements = labels_of(take(train(images, _AUGMENT, HostShard(20), seed=3), 60))
     for index in range(count):
@@ -126,7 +126,7 @@ def test_specs_are_the_shapes_of_the_batches():
 
 
 def test_image_sizes_change_at_their_steps():
-    """And nothing else does: the order is that of a run with one size, from any step on."""
+    """Only the sizes change: from any step on, the order is that of a run with one size."""
 
     def batches(image_sizes, start, count):
         transforms = [(step, TrainTransform(size, flip=True)) for step, size in image_sizes]
@@ -238,7 +238,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
 
 def _children(pid):
-    """Child processes of any thread of `pid`."""
+    """Return the child processes of any thread of ``pid``."""
     found = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         found += (thread / "children").read_text().split()

@@ -1,4 +1,4 @@
-"""Mixup and cutmix against what their definitions say."""
+"""Mixup and cutmix against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from resnest_jax.tasks.classification.mixing import Mixing, random_boxes
 
 
 def test_mixup_of_a_batch():
-    """Both images and targets are the same blend with the reversed batch; weights are Beta."""
+    """Images and targets are the same blend with the reversed batch; weights are Beta."""
     images = np.arange(6.0, dtype=np.float32).reshape(6, 1, 1, 1)
     targets = np.eye(6)
     weights = []
@@ -33,7 +33,7 @@ def test_mixup_of_a_batch():
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_targets_weigh_what_the_images_hold(fields, per_sample, groups):
-    """Image i is the constant i: of its partner j there is as much as the target says."""
+    """Image i is the constant i; its share of partner j is the target's."""
     size, batch = 16, 8
     images = np.broadcast_to(
         np.arange(batch, dtype=np.float32)[:, None, None, None], (8, 16, 16, 1)
@@ -47,7 +47,7 @@ def test_targets_weigh_what_the_images_hold(fields, per_sample, groups):
         np.testing.assert_allclose(targets[np.arange(batch), partner], 1 - own, atol=1e-6)
         expected = own * np.arange(batch) + (1 - own) * partner
         np.testing.assert_allclose(np.mean(mixed, (1, 2, 3)), expected, atol=1e-4)
-        if "mixup" not in fields:  # every pixel is of the one or of the other
+        if "mixup" not in fields:  # each pixel is from one or the other
             whole = np.isclose(mixed, images) | np.isclose(mixed, images[partner])
             assert whole.all()
             np.testing.assert_allclose(own * size**2, np.round(own * size**2), atol=1e-3)
@@ -57,7 +57,7 @@ def test_targets_weigh_what_the_images_hold(fields, per_sample, groups):
 
 
 def test_boxes_cover_the_area_asked_for():
-    """In the middle of the image; at its border a part is lost: the mean follows from that."""
+    """Boxes lose a part at the border of the image; the mean follows from that."""
     area = jnp.full(4000, 0.25)
     boxes = random_boxes(jax.random.key(0), area, 32, 48)
     rows, columns = np.asarray(boxes.max(2).sum(1)), np.asarray(boxes.max(1).sum(1))

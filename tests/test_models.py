@@ -74,7 +74,7 @@ def test_any_size(depth):
 
 
 def test_small_models_compute():
-    """Any R and K, bf16 too: finite logits in float32, statistics that move in training."""
+    """Any R and K, also bf16: finite float32 logits, statistics that change in training."""
     images = np.random.default_rng(0).standard_normal((4, 33, 32, 3)).astype(np.float32)
     for name in ("resnest14_fast_0s2x64d", "resnest14_fast_3s1x48d", "resnest14_fast_2s3x64d"):
         model = resnest_jax.create_model(
@@ -111,7 +111,7 @@ def test_dropout_and_no_head():
 
 
 def test_initialisation():
-    """Normal with variance 2 / (k * k * features); block ends at 0; uniform dense layers."""
+    """Normal with variance 2 / (k * k * features); last norms at 0; uniform dense layers."""
     images = jnp.zeros((1, 32, 32, 3))
     params = jax.jit(resnest_jax.create_model("resnest14").init)(jax.random.key(0), images)[
         "params"
@@ -146,7 +146,7 @@ def test_batch_norm_statistics():
 
 
 def test_statistics_by_groups():
-    """The parts of a batch are normalised as if each were alone; running statistics averaged."""
+    """Each part of a batch is normalised alone; running statistics are averaged."""
     x = np.random.default_rng(0).normal(1, 2, (8, 3, 3, 5)).astype(np.float32)
     variables = BatchNorm().init(jax.random.key(0), x)
     y, updates = BatchNorm(groups=4).apply(variables, x, True, mutable=["batch_stats"])
@@ -162,7 +162,7 @@ def test_statistics_by_groups():
 
 
 def test_statistics_by_groups_are_those_of_devices():
-    """Eight groups on eight devices: each device's own statistics, and no communication."""
+    """Eight groups on eight devices: statistics per device, and no communication."""
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     x = np.random.default_rng(0).normal(1, 2, (16, 4, 4, 8)).astype(np.float32)
@@ -200,7 +200,7 @@ def test_frozen_norms_do_not_move():
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     model = resnest_jax.create_model("resnest14", **SMALL, norm="frozen")
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    (_, updates), grads = loss_and_grads(model, variables, images[:1])  # one image will do
+    (_, updates), grads = loss_and_grads(model, variables, images[:1])  # one image is enough
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         if "bn" in path[-2].key:
@@ -223,7 +223,7 @@ def test_remat_changes_nothing_but_memory():
 
 
 def test_drop_block():
-    """3x3 holes, the same in every image, as many as gamma says, the mean kept."""
+    """3x3 holes, the same in each image, at the rate gamma; the mean is kept."""
     rate, size, channels = 0.1, 14, 4000
     x = jnp.ones((2, size, size, channels))
 
@@ -238,7 +238,7 @@ def test_drop_block():
     gamma = rate * size**2 / 9 / (size - 2) ** 2
     # A pixel whose nine neighbours can all be centres is kept with probability (1 - gamma)^9.
     np.testing.assert_allclose(holes[5, 5].mean(), 1 - (1 - gamma) ** 9, atol=0.02)
-    np.testing.assert_allclose(holes[0, 0].mean(), gamma, atol=0.01)  # one centre reaches it
+    np.testing.assert_allclose(holes[0, 0].mean(), gamma, atol=0.01)  # reached by one centre
     # Every hole is a union of 3x3 squares.
     centres = np.stack(
         [holes[i : size - 2 + i, j : size - 2 + j] for i in range(3) for j in range(3)]
@@ -330,7 +330,7 @@ def test_torch_round_trip(name):
     [("resnest50", 476), ("resnest101", 935), ("resnest200", 1826), ("resnest269", 2447)],
 )
 def test_torch_entries(name, entries):
-    """As many as in the authors' files, under their names."""
+    """The same number and names as in the authors' files."""
     model = resnest_jax.create_model(name)
     keys = [entry.key for entry in torch_names.torch_entries(model)]
     assert len(keys) == len(set(keys)) == entries
@@ -359,7 +359,7 @@ def test_torch_mismatch_names_everything():
 
 
 def test_frozen_stages_keep_their_statistics_and_get_no_gradient():
-    """Stem and stage 1 as with frozen norms; the rest as without: two networks, put together."""
+    """Stem and stage 1 equal a network with frozen norms, the rest one without."""
     small = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 3, "norm_groups": 1}
     model = resnest_jax.create_model("resnest14", frozen_stages=1, **small)
     images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))

@@ -1,4 +1,4 @@
-"""Runs finished before the package was reorganised stay whole: the goldens ``run_v0*``."""
+"""Runs of version 0.1.0 still work: the goldens ``run_v0*``."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def test_old_run_evaluates_to_the_same_figures(name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_old_run_resumes(name, tmp_path):
-    """From its first checkpoint on, with the metrics that it had; floats differ between CPUs."""
+    """From its first checkpoint, with its old metrics; floats differ between CPUs."""
     workdir = shutil.copytree(golden.FOLDER / name, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "12")
     config = load_config(workdir)

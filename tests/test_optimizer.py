@@ -23,14 +23,14 @@ def schedule_of(kind="cosine", **fields):
 
 
 def compare(schedule, expected, steps, rtol=1e-6):
-    """On the host and in a program."""
+    """Compare on the host and under jit."""
     for evaluate in (schedule, jax.jit(schedule)):
         found = [float(evaluate(step)) for step in steps]
         np.testing.assert_allclose(found, [expected(step) for step in steps], rtol, atol=1e-12)
 
 
 def test_cosine():
-    """Linear from 0, cosine to 0, the peak scaled by the batch: the closed form."""
+    """Closed form: linear from 0, cosine to 0, the peak scaled by the batch size."""
 
     def expected(step):
         if step < 50:
@@ -43,8 +43,8 @@ def test_cosine():
     np.testing.assert_allclose(schedule_of(warmup_steps=50, warmup_start=0.1)(0), 0.02, rtol=1e-6)
 
 
-def test_cosine_is_what_it_was():
-    """Bit by bit: runs go on with it."""
+def test_cosine_has_not_changed():
+    """Bit for bit, because old runs resume with it."""
     before = optax.warmup_cosine_decay_schedule(0.0, 0.1 * 96 / 256, 17, 333)
     after = schedule_of(batch_size=96, warmup_steps=17, total_steps=333)
     steps = jnp.arange(340)
@@ -107,7 +107,7 @@ def test_steps_of_the_authors():
 
 
 def test_warm_up_multiplies_the_steps():
-    """A boundary may lie in it."""
+    """A boundary may lie in the warm-up."""
 
     def expected(step):
         return 0.2 * min(step / 40, 1) * 0.5 ** sum(step >= boundary for boundary in (20, 100))
@@ -118,7 +118,7 @@ def test_warm_up_multiplies_the_steps():
 
 @pytest.mark.parametrize(("kind", "boundaries"), [("cosine", ()), ("poly", ()), ("steps", (1,))])
 def test_shortest_runs(kind, boundaries):
-    """One step without warm-up, two with; a boundary needs two."""
+    """One step without warm-up, two with warm-up or a boundary."""
     steps = 2 if boundaries else 1
     schedule = schedule_of(kind, total_steps=steps, boundaries=boundaries)
     np.testing.assert_allclose(schedule(0), 0.2, rtol=1e-6)
@@ -167,7 +167,7 @@ SHAPES = {
 
 
 def optimize(optimizer, steps=3, shapes=SHAPES):
-    """The parameters after some steps, and the last state."""
+    """Return the parameters after some steps, and the last state."""
     params = random_tree(shapes, 0)
     state = optimizer.init(params)
     for step in range(steps):
@@ -177,7 +177,7 @@ def optimize(optimizer, steps=3, shapes=SHAPES):
 
 
 def numpy_sgd(*, nesterov, decays, factor, steps=3):
-    """SGD of groups as PyTorch defines it, its numbers those of ``SGD``."""
+    """Run SGD of groups as PyTorch defines it, with the numbers of ``SGD``."""
     params = jax.tree.map(np.float64, random_tree(SHAPES, 0))
     buffers = jax.tree.map(np.zeros_like, params)
     for step in range(steps):
@@ -202,7 +202,7 @@ def falling(step):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_against_numpy(nesterov):
-    """Three steps of momentum with decay in the gradient, on kernels alone."""
+    """Three steps of momentum with decay in the gradient, on kernels only."""
     actual, _ = optimize(make_optimizer(falling, **SGD | {"nesterov": nesterov}))
     is_kernel = lambda module, name: name == "kernel"  # noqa: E731
     expected = numpy_sgd(nesterov=nesterov, decays=is_kernel, factor=lambda *_: 1)
@@ -211,7 +211,7 @@ def test_sgd_against_numpy(nesterov):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_rates_of_groups_against_numpy(nesterov):
-    """The first regular expression that matches counts; the norm alone does not decay."""
+    """The first regular expression that matches counts; only the norm does not decay."""
     optimizer = make_optimizer(
         falling,
         **SGD | {"nesterov": nesterov},
@@ -228,7 +228,7 @@ def test_rates_of_groups_against_numpy(nesterov):
 
 
 def test_sgd_of_the_authors():
-    """Five steps of their segmentation: decay of everything, the head at ten times the rate."""
+    """Five steps of their segmentation: all parameters decay, the head has ten times the rate."""
     rng = np.random.RandomState(281)  # parameters, then each step's gradients, in this order
     shapes = {"first": (3, 4), "head/second": (5,), "head/third": (2, 3)}
     params, *grads = (
@@ -258,7 +258,7 @@ def test_sgd_of_the_authors():
 
 @pytest.mark.parametrize("factor", [1, 3])
 def test_lamb_against_numpy(factor):
-    """Clipped, bias-corrected, the trust ratio on what decays alone; the factor after it."""
+    """Clipped, bias-corrected, trust ratio only where decay applies; the factor comes last."""
     mults = () if factor == 1 else (("^head/", factor),)
     actual, _ = optimize(make_optimizer(lambda step: 0.1, **LAMB, lr_mults=mults), steps=2)
     expected = jax.tree.map(np.float64, random_tree(SHAPES, 0))
@@ -280,7 +280,7 @@ def test_lamb_against_numpy(factor):
 
 
 def old_optimizer(name, head=False):
-    """What runs before ``freeze``, ``decay`` and ``lr_mults`` stored the state of."""
+    """Return the optimiser of runs from before ``freeze``, ``decay`` and ``lr_mults``."""
 
     def kernels(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -307,7 +307,7 @@ def old_optimizer(name, head=False):
 @pytest.mark.parametrize("freeze", ["", HEAD])
 @pytest.mark.parametrize("fields", [SGD, LAMB], ids=["sgd", "lamb"])
 def test_old_states_restore(fields, freeze):
-    """The same tree of a real network's state, the same paths in it, the same numbers."""
+    """The state of a real network has the same tree, the same paths and the same numbers."""
     old = old_optimizer(fields["name"], head=bool(freeze))
     new = make_optimizer(falling, **fields, freeze=freeze)
     model = resnest_jax.create_model(
@@ -323,7 +323,7 @@ def test_old_states_restore(fields, freeze):
 
 @pytest.mark.parametrize("fields", [SGD, LAMB], ids=["sgd", "lamb"])
 def test_frozen_parameters_stay(fields):
-    """Neither gradient nor decay moves them, and the optimiser has no numbers of theirs."""
+    """Neither gradient nor decay changes them, and the optimiser keeps no state for them."""
     freeze = "^conv/|^bn/scale$"
     optimizer = make_optimizer(falling, **fields, freeze=freeze, lr_mults=(("^head/", 2.0),))
     before, (after, state) = random_tree(SHAPES, 0), optimize(optimizer)
@@ -385,7 +385,7 @@ def test_bad_optimizers_are_named(fields, message):
     ],
 )
 def test_regexes_without_a_match_are_named(fields, message):
-    """From shapes alone, before anything is computed."""
+    """From shapes, before anything is computed."""
     optimizer = make_optimizer(falling, **SGD | fields)
     with pytest.raises(InputError, match=message):
         jax.eval_shape(optimizer.init, random_tree(SHAPES, 0))

@@ -1,4 +1,4 @@
-"""What is installed: requirements.txt against pyproject.toml."""
+"""requirements.txt agrees with pyproject.toml."""
 
 import tomllib
 

@@ -1,4 +1,4 @@
-"""Steps on eight devices against what they should be, written by hand on one."""
+"""Steps on eight devices against the same steps, written by hand on one."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from small_net import small_task
 from test_training import make_run, random_batch, tiny_task
 
-from experiments.scaling import exchanges
+from experiments.scaling import collectives
 from resnest_jax.training.mesh import batch_sharding, shard
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.state import abstract_state, create_state, initial_state
@@ -23,7 +23,7 @@ def with_norm(task, **fields):
 
 
 def run_steps(task, count=2, **options):
-    """The state after some steps on all devices."""
+    """Return the state after some steps on all devices."""
     run = make_run(task, SGD, **options)
     state, step = initial_state(run), jit_train_step(run)
     for seed in range(count):
@@ -39,7 +39,7 @@ def assert_close(actual, expected, rtol=1e-5, atol=1e-6):
 
 
 def test_statistics_of_each_device_against_a_loop_over_devices():
-    """Eight networks on four images each: gradients and running statistics are their means."""
+    """Gradients and running statistics are the means of eight networks on four images each."""
     task = tiny_task(label_smoothing=0.1)
     state, metrics = run_steps(with_norm(task, norm_groups=8), count=1, total_steps=1)
     variables = jax.device_get(initial_state(make_run(task, SGD, total_steps=1)))
@@ -71,14 +71,14 @@ def test_statistics_of_each_device_against_a_loop_over_devices():
 
 
 def test_split_optimizer_equals_whole_one():
-    """And lies in parts: every device holds an eighth of each large array."""
+    """It is sharded: each device holds an eighth of each large array."""
     task = small_task()
     whole, _ = run_steps(task, ema_decay=0.9)
     split, _ = run_steps(task, ema_decay=0.9, shard_optimizer=True)
     assert_close(split, whole)
     arrays = jax.tree.leaves((split.opt_state, split.ema))
     divided = [leaf for leaf in arrays if any(size % 8 == 0 for size in leaf.shape)]
-    # Of momentum and average everything but the bias of the head, and the statistics.
+    # Momentum and average of all but the head's bias, and the averaged statistics.
     assert len(divided) == 2 * 10 + 6
     assert all(8 * leaf.addressable_shards[0].data.size == leaf.size for leaf in divided)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(split.params))
@@ -86,7 +86,7 @@ def test_split_optimizer_equals_whole_one():
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulated_gradient_is_that_of_the_whole(accumulate):
-    """With frozen batch norms the images do not know of each other."""
+    """With frozen batch norms images do not affect each other."""
     task = small_task(norm="frozen")
     whole, metrics = run_steps(task)
     parts, metrics_of_parts = run_steps(task, accumulate=accumulate)
@@ -128,7 +128,7 @@ def test_only_the_head_trains():
 
 
 def test_frozen_backbone_has_no_backward_pass():
-    """Arithmetic of the compiled step: the forward pass, where a full step has three times it."""
+    """The compiled step has the arithmetic of a forward pass; a full step has three times it."""
     task, batch = with_norm(tiny_task(), norm="frozen"), random_batch(16)
 
     def flops(function, *args):
@@ -147,7 +147,7 @@ def test_frozen_backbone_has_no_backward_pass():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_devices_exchange_the_gradients_once(accumulate):
-    """With statistics of each device: about the bytes of the parameters, in one or two goes."""
+    """With statistics per device: about the bytes of the parameters, in one or two collectives."""
     task = small_task(norm_groups=8)
     run = make_run(task, SGD, accumulate=accumulate)
     state = abstract_state(run)
@@ -155,7 +155,7 @@ def test_devices_exchange_the_gradients_once(accumulate):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(run.mesh)),
         random_batch(32),
     )
-    found = exchanges(jit_train_step(run).lower(state, batch).compile().as_text())
+    found = collectives(jit_train_step(run).lower(state, batch).compile().as_text())
     assert {kind for kind, _ in found} == {"all-reduce"}
     assert len(found) <= 2 * accumulate
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -164,13 +164,13 @@ def test_devices_exchange_the_gradients_once(accumulate):
     assert size <= total <= accumulate * (1.05 * size + 2 * statistics)
 
 
-def test_exchanges_are_read_from_the_program():
+def test_collectives_are_read_from_the_program():
     program = """
       %a = (f32[10,2]{1,0}, bf16[3]{0}) all-reduce(%x, %y), replica_groups={}
       %b = f32[8]{0} all-gather-start(%z), dimensions={0}
       %c = f32[] add(%p, %q)
     """
-    assert exchanges(program) == [("all-reduce", 86), ("all-gather", 32)]
+    assert collectives(program) == [("all-reduce", 86), ("all-gather", 32)]
 
 
 def test_bf16_network_keeps_float32_state():

@@ -1,4 +1,4 @@
-"""The pools against flax's own, which the CPU forms are not written with."""
+"""The pools against flax's; the CPU forms are written without them."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from resnest_jax.models.layers.pooling import average_pool, max_pool, shortcut_p
 
 
 def _draw(rng, shape):
-    """Few different values, so that many windows have several equal maxima."""
+    """Draw few different values, so that many windows have several equal maxima."""
     return jnp.asarray(rng.integers(0, 3, shape).astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""From image files to class names, and where the model looked."""
+"""From image files to class names and explanations."""
 
 import json
 import os
@@ -26,14 +26,14 @@ TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "stage_sizes": (1, 2, 1, 1)}
 
 
 def photo(height=60, width=90):
-    """A smooth colour image without any symmetry."""
+    """Return a smooth colour image without symmetry."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     channels = (255 * x, 255 * y, 127 + 127 * np.sin(9 * x * y + 4 * x))
     return np.stack(channels, -1).astype(np.uint8)
 
 
 def tiny(name="resnest50", **fields):
-    """A small model with random weights and statistics."""
+    """Return a small model with random weights and statistics."""
     model = resnest_jax.create_model(name, **TINY, **fields)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def tiny(name="resnest50", **fields):
 
 @pytest.fixture
 def load_calls(monkeypatch):
-    """Weights come from ``tiny``; what was asked for is noted."""
+    """Take weights from ``tiny``; record the calls."""
     calls = []
 
     def load_pretrained(name, source=None, **fields):
@@ -82,7 +82,7 @@ def test_center_crop_keeps_and_averages():
     np.testing.assert_array_equal(kept, image[16:240, 38:262])
     checkers = (255 * (np.indices((1024, 1024)).sum(0) % 2)).astype(np.uint8)
     shrunk = crops.test_crop(np.stack([checkers] * 3, -1), 224, "authors")
-    assert np.abs(shrunk[4:-4, 4:-4].astype(int) - 127).max() < 8  # without aliasing: plain grey
+    assert np.abs(shrunk[4:-4, 4:-4].astype(int) - 127).max() < 8  # no aliasing: plain grey
     np.testing.assert_array_equal(
         crops.test_crop(np.full((40, 70, 3), 9, np.uint8), 64, "authors"), 9
     )
@@ -141,7 +141,7 @@ def test_sixteen_bits_keep_the_upper_eight(kind, tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_equals_upright(orientation, tmp_path):
     upright = photo()
-    stored = {  # what a camera held that way writes
+    stored = {  # as a camera held that way stores it
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -312,7 +312,7 @@ def test_a_run_knows_its_model_and_classes(names, tmp_path, load_calls):
     predictor = predict.load(None, str(tmp_path), None)
     assert load_calls == [(config.model.name, str(tmp_path))]
     assert predictor.transform(photo(48, 48)).tolist() == photo(48, 48).tolist()  # no margin
-    # The folder of two classes is not what a model of ten was trained on.
+    # The model has ten classes and was not trained on the folder of two.
     expected = names if len(names) == 10 else [f"class {i}" for i in range(10)]
     assert list(predictor.class_names) == expected
 

@@ -23,7 +23,7 @@ NAME = "resnest14"
 
 @pytest.fixture(scope="module")
 def published_file(tmp_path_factory):
-    """A file of weights as timm publishes them."""
+    """Write a file of weights as timm publishes them."""
     model = resnest_jax.create_model(NAME)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     safetensors.numpy.save_file(golden.state_dict(model), path)
@@ -75,7 +75,7 @@ def test_files_named_as_published_are_checked(tmp_path):
     path.write_bytes(b"not that")
     with pytest.raises(InputError, match=r"sha256 is [0-9a-f]{64}, not 44938639... as the name"):
         resnest_jax.load_pretrained("resnest50_fast_2s1x64d", path)
-    # No shape tells these two apart.
+    # These two have equal shapes.
     with pytest.raises(InputError, match="those of resnest50_fast_2s1x64d, not of resnest50"):
         resnest_jax.load_pretrained("resnest50", path)
 
@@ -119,7 +119,7 @@ def test_head(published_file):
 
 
 def test_a_stored_head_and_stem_are_kept(tmp_path, published_file):
-    """What the arguments leave out is the file's, not the default."""
+    """Arguments that are left out come from the file, not from defaults."""
     loaded = resnest_jax.load_pretrained(NAME, published_file, num_classes=10, in_channels=1)
     path = tmp_path / "mine.safetensors"
     resnest_jax.save_weights(*loaded[::-1], path)
@@ -185,7 +185,7 @@ def test_hub_out_of_reach(monkeypatch):
 
 
 def test_offline(tmp_path):
-    """The hub's own client, told that there is no network, with an empty cache."""
+    """The hub's own client in offline mode, with an empty cache."""
     result = subprocess.run(
         [sys.executable, "-c", "import resnest_jax; resnest_jax.load_pretrained('resnest50')"],
         cwd=helpers.ROOT,
@@ -260,14 +260,14 @@ def test_convert_to_a_directory(published_file, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["no.safetensors", "weights.bin", "text.safetensors"])
-def test_files_that_are_none(name, tmp_path):
+def test_files_that_are_not_weights(name, tmp_path):
     (tmp_path / "weights.bin").write_text("x")
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(InputError, match=f"weights .*{name}"):
         resnest_jax.load_pretrained(NAME, tmp_path / name)
 
 
-def test_what_is_no_directory_of_weights(tmp_path, published_file):
+def test_what_is_not_a_directory_of_weights(tmp_path, published_file):
     with pytest.raises(InputError, match=r"neither config\.json .* nor model\.json"):
         resnest_jax.load_pretrained(NAME, tmp_path)
     with pytest.raises(InputError, match="is not a directory of weights and is left alone"):

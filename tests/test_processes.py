@@ -1,4 +1,4 @@
-"""Runs of two processes with two devices each, and what becomes of them when one goes."""
+"""Runs of two processes with two devices each; also when one is stopped or killed."""
 
 import json
 import os
@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from test_commands import QUICK, environment, stored_arrays
 
-# With statistics of each device a step has one exchange and not one for every norm.
+# With statistics per device a step has one collective, not one per norm.
 COMMAND = [
     *[sys.executable, "-m", "resnest_jax.train", *QUICK],
     "--config.parallel.batch_norm=device",
 ]
 FOUR_DEVICES = {"XLA_FLAGS": helpers.xla_flags(4)}
-# One worker runs them all: they share a run that nothing disturbs.
+# One worker runs them all, because they share an uninterrupted run.
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 def start_pair(workdir, *args):
-    """Two processes of one run on this machine."""
+    """Start the two processes of a run on this machine."""
     processes = []
     for index, variables in enumerate(helpers.process_variables(count=2)):
         with workdir.with_name(f"{workdir.name}.{index}.log").open("a") as log:
@@ -41,7 +41,7 @@ def start_pair(workdir, *args):
 
 
 def finish(processes):
-    """Exit codes of both, which must come soon."""
+    """Return the exit codes of both, within a time limit."""
     try:
         return [process.wait(timeout=300) for process in processes]
     finally:
@@ -50,7 +50,7 @@ def finish(processes):
 
 
 def wait_for(path, text, process):
-    """Until a file holds a text."""
+    """Wait until a file holds a text."""
     while not (path.exists() and text in path.read_text()):
         assert process.poll() is None, path.read_text() if path.exists() else path
         time.sleep(0.05)
@@ -76,7 +76,7 @@ def assert_same_run(actual, expected):
 
 
 def test_two_processes_equal_one(whole_pair, tmp_path):
-    """The first losses to rounding; later ones drift apart as training magnifies it."""
+    """The first losses are equal to rounding; training amplifies the differences later."""
     subprocess.run(
         [*COMMAND, f"--workdir={tmp_path}/one"],
         cwd=helpers.ROOT,
@@ -90,7 +90,7 @@ def test_two_processes_equal_one(whole_pair, tmp_path):
 
 
 def kill_one(workdir, rng):
-    """kill -9 of either process at some moment: the other leaves soon."""
+    """kill -9 one of the processes at a random moment; the other ends soon."""
     log = workdir.with_name(f"{workdir.name}.0.log")
     log.write_text("")
     pair = start_pair(workdir)
@@ -99,18 +99,18 @@ def kill_one(workdir, rng):
     victim = rng.randrange(2)
     pair[victim].kill()
     codes = finish(pair)
-    assert codes[victim] in (-signal.SIGKILL, 0)  # 0: it had ended before
+    assert codes[victim] in (-signal.SIGKILL, 0)  # 0: it had already ended
     if codes[victim]:
-        # JAX ends a process itself where it is the first to notice that the coordinator is gone.
+        # JAX ends a process itself if it notices first that the coordinator is gone.
         assert codes[1 - victim] in (1, -signal.SIGABRT)
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
+def test_stopped_and_killed_pair_resumes_bit_for_bit(whole_pair, tmp_path):
     workdir, log = tmp_path / "run", tmp_path / "run.0.log"
     pair = start_pair(workdir)
     wait_for(log, "step 3/", pair[0])
-    pair[1].terminate()  # one is told to stop, both do
+    pair[1].terminate()  # SIGTERM to one stops both
     assert finish(pair) == [143, 143]
     assert "stopped: got SIGTERM after step" in log.read_text()
     kill_one(workdir, random.Random(0))
@@ -119,7 +119,7 @@ def test_stopped_and_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
 
 
 @pytest.mark.slow
-def test_five_times_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
+def test_pair_killed_five_times_resumes_bit_for_bit(whole_pair, tmp_path):
     rng = random.Random(5)
     for _ in range(5):
         kill_one(tmp_path / "run", rng)
@@ -128,7 +128,7 @@ def test_five_times_killed_pair_goes_on_bit_for_bit(whole_pair, tmp_path):
 
 
 def test_sigterm_stores_the_step_under_way(tmp_path):
-    """In the middle of an epoch and of a line of metrics, and goes on to the same result."""
+    """Stopped in the middle of an epoch and of a line of metrics, a run has the same result."""
     args = ["--config.log_every_steps=5", "--config.eval_every_epochs=1.0"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     subprocess.run(

@@ -1,4 +1,4 @@
-"""The recipes in configs/, and one step of the paper's against NumPy."""
+"""The recipes in configs/, and steps of the paper's against NumPy."""
 
 import json
 
@@ -36,7 +36,7 @@ GOLDEN = json.loads((golden.FOLDER / "configs.json").read_text())
 
 @pytest.mark.parametrize("names", RECIPES, ids=":".join)
 def test_recipe_builds(names):
-    """On the digits, since they are there: all that is checked but the data is the recipe's."""
+    """On the digits, which need no download; all but the data is the recipe's."""
     config = helpers.load_config(*names)
     config.dataset, config.batch_size = "sklearn_digits", 64
     config.train_split = config.eval_split = "auto"
@@ -54,7 +54,7 @@ def test_recipe_has_the_values_it_always_had(name):
 
 
 def compare(expected, actual, where):
-    """Every key of the golden has its value; there may be others."""
+    """Check that each key of the golden has its value; there may be others."""
     for key, value in expected.items():
         if isinstance(value, dict):
             compare(value, actual[key], f"{where}.{key}")
@@ -79,7 +79,7 @@ def test_lengths_in_steps_win_over_epochs():
 
 
 def test_boundaries_count_in_the_unit_of_the_length():
-    """1437 images, 240 a step: epochs 1 and 3 end near steps 6 and 18."""
+    """1437 images, 240 per step: epochs 1 and 3 end near steps 6 and 18."""
     section = {"optimizer__schedule": "steps", "optimizer__warmup_epochs": 0.0}
     by_epochs = helpers.tiny_config(epochs=4.0, optimizer__boundaries=(1, 3), **section)
     by_steps = helpers.tiny_config(steps=24, optimizer__boundaries=(6, 18), **section)
@@ -138,8 +138,8 @@ def test_unknown_recipes_say_what_there_is(name, argument):
 def test_steps_of_the_paper_against_numpy():
     """Three steps from golden weights: mixup, smoothing, warm-up, coupled decay, Nesterov.
 
-    All but the network is written in NumPy; its gradient is that of the logits, known in closed
-    form, taken back through the model that the goldens hold to the authors'.
+    All but the network is written in NumPy. The gradient of the logits has a closed form; the model
+    that the goldens compare with the authors' propagates it back.
     """
     config = helpers.load_config("imagenet", "resnest14")
     config.dataset, config.train_split, config.batch_size = "sklearn_digits", "auto", 8
@@ -207,7 +207,7 @@ def test_steps_of_the_paper_against_numpy():
 
 
 class Fixed:
-    """A model whose logits are given."""
+    """A model with given logits."""
 
     logits = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
 
@@ -220,7 +220,7 @@ def test_sigmoid_loss_takes_every_mixed_class_to_be_there():
     batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": labels}
     task = Classification(Fixed(), 3, 8, loss_name="sigmoid", mixing=Mixing(mixup=50.0))
     _, targets = task.inputs(jax.random.key(0), batch)
-    share = np.sort(np.asarray(targets)[0])  # near one half: the threshold decides nothing
+    share = np.sort(np.asarray(targets)[0])  # near one half, so the threshold does not matter
     np.testing.assert_allclose(share[-2:], 0.5, atol=0.2)
     loss, _ = task.loss({}, batch, jax.random.key(7), 0.0)
     there = np.eye(3)[labels] + np.eye(3)[labels[::-1]] > 0  # an image and its partner

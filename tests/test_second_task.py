@@ -1,4 +1,4 @@
-"""A task of tests/pixel_task.py: the trainer takes it as it is."""
+"""The trainer runs the task of tests/pixel_task.py without changes."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ def test_it_learns_logs_and_draws(whole):
     lines = read_metrics(workdir)
     logged = [line for line in lines if "loss" in line]
     assert logged[-1]["loss"] < 0.5 * logged[0]["loss"]
-    # The mean of the two steps behind a line: (0 + 1) / 2 / 24 at first.
+    # A line has the mean of two steps: the first (0 + 1) / 2 / 24.
     assert logged[0]["progress"] == pytest.approx(1 / 48)
     assert all(line["worst"] > line["loss"] for line in logged)
     assert summary["best_eval_score"] == max(line.get("eval_score", -9) for line in lines)
@@ -40,7 +40,7 @@ def test_it_learns_logs_and_draws(whole):
 
 
 def test_its_metric_against_numpy(whole):
-    """Everything again, image by image, without devices, padding or processes."""
+    """The same image by image, without devices, padding or processes."""
     workdir, summary = whole
     run = pixel_task.make_run()
     checkpoints = pixel_task.Checkpoints(

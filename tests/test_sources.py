@@ -73,7 +73,7 @@ def test_digits_are_those_of_sklearn_in_a_stratified_fifth(data_dir):
     expected = collections.Counter(
         (image.tobytes(), int(label)) for image, label in zip(rgb, digits.target, strict=True)
     )
-    # Equal as multisets: nothing is lost, nothing is in both splits.
+    # Equal as multisets: no image is lost or in both splits.
     assert contents(dataset.train) + contents(dataset.eval) == expected
 
     held_out = np.bincount(read(dataset.eval, "label"), minlength=10)
@@ -161,7 +161,7 @@ def test_folder_with_splits(tmp_path, eval_name):
     train += [str(tmp_path / "train" / "dog" / f"{i:02d}.JPEG") for i in range(2)]
     assert read(dataset.train, "key") == train
     assert read(dataset.train, "label") == [0, 0, 0, 1, 1]
-    # A class without evaluation images keeps the other labels where they are.
+    # A class without evaluation images does not change the other labels.
     assert read(dataset.eval, "key") == [str(tmp_path / eval_name / "dog" / "00.Jpg")]
     assert dataset.eval[0]["label"] == 1
     assert decode(dataset.eval[0]).shape == (4, 4, 3)

@@ -1,4 +1,4 @@
-"""The two formulations of the paper, and the convolution under them."""
+"""The two formulations of the paper, and their convolution."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ from resnest_jax.models.layers.convolution import conv2d
 
 
 def randomize(variables, seed=0):
-    """Every leaf random, so that no permutation hides behind ones or zeros."""
+    """Make each leaf random, so that ones or zeros do not hide a permutation."""
     leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(seed)
     leaves = [np.exp(0.3 * rng.standard_normal(x.shape)).astype(np.float32) for x in leaves]
@@ -89,7 +89,7 @@ def test_convolution_implementations_agree(groups, size, strides, dilation):
 
 
 def direct_convolution(x, kernel, strides, dilation, groups):
-    """Sum over the taps of the kernel, group by group."""
+    """Compute a convolution as a sum over the taps of the kernel, group by group."""
     size, fan_in, features = kernel.shape[0], kernel.shape[2], kernel.shape[3]
     pad = dilation * (size - 1) // 2
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

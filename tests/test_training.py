@@ -54,7 +54,7 @@ def random_batch(size, seed=0):
 
 
 def test_loss_against_numpy():
-    """Cross-entropy of smoothed labels, off-value eps / K, on normalised images."""
+    """The loss is the cross-entropy of smoothed labels, off-value eps / K, on normalised images."""
     task = tiny_task(label_smoothing=0.1)
     batch = random_batch(8)
     variables = jax.jit(task.init)(jax.random.key(0))
@@ -113,7 +113,7 @@ def test_eight_devices_equal_one():
 
 
 def state_of(workdir, config):
-    """The stored state as arrays."""
+    """Return the stored state as arrays."""
     run = recipe.build(config)
     with runs.open_checkpoints(run, config, workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(abstract_state(run))[0])
@@ -169,7 +169,7 @@ def test_evaluate_gives_the_same_number(whole_run):
 
 @with_whole_run
 def test_resumed_run_is_the_same(whole_run, tmp_path):
-    """Stopped at an evaluation and gone on with: bit for bit the uninterrupted run."""
+    """Stopped at an evaluation and resumed, it equals the uninterrupted run bit for bit."""
     workdir, summary = whole_run
 
     class Stop(Exception):
@@ -247,7 +247,7 @@ def test_moved_folder_of_images_and_lines_of_the_log_may_change(whole_run, capsy
 
 
 def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
-    # The rate warms up from 0: the first steps, and the checkpoint after 3, are sound.
+    # The rate warms up from 0: the first steps and the checkpoint after step 3 are finite.
     config = helpers.tiny_config(
         optimizer__base_learning_rate=1e25, optimizer__warmup_epochs=1.0, optimizer__momentum=0.0
     )
@@ -290,7 +290,7 @@ def test_bad_values_are_named(overrides, message, tmp_path):
     assert not (tmp_path / "run" / "checkpoints" / "0").exists()
 
 
-def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
+def test_metrics_after_the_checkpoint_are_removed(tmp_path):
     with MetricsWriter(tmp_path, 0) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"loss": step / 3})

@@ -1,4 +1,4 @@
-"""Crops and transforms of images, written again by hand."""
+"""Crops and transforms of images, against hand-written ones."""
 
 import collections
 
@@ -68,7 +68,7 @@ def test_transforms_give_fixed_shapes_and_types():
         assert element["image"].dtype == np.uint8
         assert element["label"].dtype == np.int32
         assert element["label"] == 7
-    # Without augmentation both are the same function.
+    # Without augmentation both do the same.
     np.testing.assert_array_equal(
         TrainTransform(5).random_map(record, rng)["image"],
         cv2.resize(_RGB[:, :3], (5, 5), interpolation=cv2.INTER_CUBIC),

@@ -52,7 +52,7 @@ def test_program_does_not_depend_on_the_cores(monkeypatch):
 
 
 def test_folded_kernels_are_transformed_and_logits_equal():
-    """Stage 3 and 4 of this model have enough channels a group for it."""
+    """Stages 3 and 4 of this model have enough channels per group."""
     model = create_model("resnest14", num_classes=5)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
     variables = jax.jit(model.init)(jax.random.key(1), images)

@@ -1,1 +1,1 @@
-"""Train every cell of a grid with several seeds, and say which differences are more than noise."""
+"""Train each cell of a grid with several seeds; test which differences exceed the noise."""

@@ -84,7 +84,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 REPEATS = flags.DEFINE_integer(
-    "repeats", 10, "Rounds that are timed.", lower_bound=2, flag_values=FLAGS
+    "repeats", 10, "Number of timed rounds.", lower_bound=2, flag_values=FLAGS
 )
 
 

@@ -1,4 +1,4 @@
-"""What the models of a sweep cost: counted, compiled, and timed side by side."""
+"""Count, compile and time the models of a sweep."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ COSTS = "costs.json"
 
 
 class Setting(NamedTuple):
-    """What costs are measured at: images of a side, a batch of them, rounds of timing."""
+    """Side of the images, batch size and rounds of the timing."""
 
     image_size: int
     batch_size: int
@@ -29,27 +29,27 @@ class Setting(NamedTuple):
 def measure(
     models: dict[str, dict], setting: Setting, path: Path
 ) -> tuple[dict[str, dict[str, Any]], str]:
-    """Costs of every cell, kept in ``path``; what stands there for the same models is used.
+    """Measure the costs of each cell and store them in ``path``; reuse those of the same models.
 
-    It may have been measured on another machine: on the one with the accelerator, for a sweep
-    that was sent to a cluster.
+    Stored costs may come from another machine, for example from one with an accelerator for a
+    sweep on a cluster.
 
     Args:
-      models: fields of ``create_model`` by cell; cells of one and the same model share a row.
+      models: fields of ``create_model`` by cell; cells with the same model share their costs.
 
     Returns:
       By cell: ``params``, ``gmacs`` (fvcore's convention), ``gmacs_authors``, ``train_mb``
-      (temporary memory of the compiled training step, 1e6 bytes an image), ``infer`` and ``train``
-      (images/s: lower quartile, median, upper quartile), ``infer_ratio`` and ``train_ratio`` (times
-      the first cell's, median of the rounds); without speeds where they cannot be measured. And
-      the device that it was measured on.
+      (temporary memory of the compiled training step, 1e6 bytes per image), ``infer`` and
+      ``train`` (images/s: lower quartile, median, upper quartile), ``infer_ratio`` and
+      ``train_ratio`` (relative to the first cell, median of the rounds). Speeds that cannot be
+      measured are missing. Second, the device of the measurement.
     """
     asked = json.loads(json.dumps({"setting": setting._asdict(), "models": models}))
     if path.exists():
         stored = json.loads(path.read_text())
         if stored["asked"] == asked:
             return stored["costs"], stored["device"]
-    distinct: dict[str, str] = {}  # the model in full -> the first cell that has it
+    distinct: dict[str, str] = {}  # fields of a model -> the first cell with them
     first = {
         cell: distinct.setdefault(json.dumps(fields, sort_keys=True), cell)
         for cell, fields in models.items()
@@ -77,13 +77,13 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
             infer = compile_program(model.apply, random_variables(model, images), images)
             train = train_step(model, images)
             infer.call(), train.call()
-        except jax.errors.JaxRuntimeError as error:  # memory, most likely
-            print(f"costs: {cell} is left out of the timing: {brief(error)}", flush=True)
+        except jax.errors.JaxRuntimeError as error:  # most likely out of memory
+            print(f"costs: {cell} is not timed: {brief(error)}", flush=True)
             continue
         calls |= {f"{cell} infer": infer.call, f"{cell} train": train.call}
         if memory := train.temporary_mib:
             costs[cell]["train_mb"] = memory * 2**20 / 1e6 / setting.batch_size
-    # All take turns in every round, so that what else the machine does falls on all of them.
+    # In turns, so that other load on the machine affects all of them.
     seconds = time_calls(calls, setting.repeats)
     first = next(iter(models))
     for name, times in seconds.items():
@@ -91,7 +91,7 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
         rates = setting.batch_size / np.array(times)
         costs[cell][kind] = [round(float(q), 3) for q in np.quantile(rates, (0.25, 0.5, 0.75))]
         if f"{first} {kind}" in seconds:
-            # Round by round, so that what changes from round to round falls out.
+            # Per round, so that changes from round to round cancel.
             ratios = np.array(seconds[f"{first} {kind}"]) / np.array(times)
             costs[cell][f"{kind}_ratio"] = round(float(np.median(ratios)), 3)
     return costs

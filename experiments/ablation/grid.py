@@ -1,4 +1,4 @@
-"""The cells of a sweep: what each changes of a recipe, from the words of the command line."""
+"""Parse the cells of a sweep, and apply them to a recipe."""
 
 import ast
 import hashlib
@@ -21,7 +21,7 @@ Changes = dict[str, Any]  # dotted config key -> value
 
 
 class Cell(NamedTuple):
-    """A name of the grid and what it changes; of a model, ``variant`` is RsKxDd or a name."""
+    """A cell of the grid and its changes; ``variant`` is RsKxDd or the name of a model."""
 
     name: str
     variant: str
@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The name as a file name."""
+        """Name of the cell as a file name."""
         return re.sub(r"[^\w.=+-]+", "_", self.name)
 
 
@@ -40,7 +40,7 @@ _MIXUP = _PLAIN | {"mix.mixup": 0.2}
 _POLICY = _MIXUP | {"augment.policy": "autoaugment"}
 PRESETS: dict[str, tuple[Cell, ...]] = {
     "radix": tuple(Cell(name, name, {}) for name in RADIX),
-    # The paper's table of tricks, each with those above it.
+    # The paper's table of tricks; each cell includes those above it.
     "tricks": (
         Cell("ResNet-D", "0s1x64d", _PLAIN),
         Cell("+ mixup", "0s1x64d", _MIXUP),
@@ -48,7 +48,7 @@ PRESETS: dict[str, tuple[Cell, ...]] = {
         Cell("split attention, fast", "2s1x64d", _POLICY),
         Cell("split attention", "2s1x64d", _POLICY | {"model.avd_first": False}),
     ),
-    # The units that the paper compares, in one and the same net: that of ResNet-D.
+    # The units that the paper compares, all in the network of ResNet-D.
     "units": (
         Cell("ResNet-D", "0s1x64d", {}),
         Cell("ResNeXt", "0s32x4d", {}),
@@ -60,19 +60,19 @@ PRESETS: dict[str, tuple[Cell, ...]] = {
 
 
 def parse_grid(words: list[str], axes: list[str], preset: str | None) -> list[Cell]:
-    """Cells: those of the preset and of the words, times every axis ``KEY=VALUE,VALUE``.
+    """Return the cells of the preset and the words, times each axis ``KEY=VALUE,VALUE``.
 
     Args:
-      words: RsKxDd, or names of models.
-      axes: each a config key and its values; several in one string are parted by ``;``.
+      words: ``RsKxDd``, or names of models.
+      axes: each a config key and its values; ``;`` separates several in one string.
 
     Raises:
-      InputError: if a word is no cell, an axis has no values, or a cell appears twice.
+      InputError: if a word is not a cell, an axis has no values, or a cell appears twice.
     """
     for word in words:
         if not CELL.fullmatch(word) and word not in MODELS:
             raise InputError(
-                f"--grid: {word!r} is no cell; write RsKxDd (radix, cardinality, width), for "
+                f"--grid: {word!r} is not a cell; write RsKxDd (radix, cardinality, width), for "
                 "instance 2s1x64d, or the name of a model"
             )
     cells = [*(PRESETS[preset] if preset else ()), *(Cell(word, word, {}) for word in words)]
@@ -83,7 +83,7 @@ def parse_grid(words: list[str], axes: list[str], preset: str | None) -> list[Ce
         cells = [_extend(cell, key, value) for cell, value in itertools.product(cells, values)]
     names = [cell.name for cell in cells]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"--grid: cell {', '.join(twice)} appears twice")
+        raise InputError(f"--grid: cell {', '.join(twice)} appears twice; remove one")
     return cells
 
 
@@ -94,7 +94,7 @@ def _parse_axis(axis: str) -> tuple[str, list[Any]]:
     try:
         values = ast.literal_eval(f"[{text}]")
     except (ValueError, SyntaxError):
-        values = text.split(",")  # words
+        values = text.split(",")  # strings without quotes
     return key, values
 
 
@@ -104,12 +104,12 @@ def _extend(cell: Cell, key: str, value: Any) -> Cell:
 
 
 def model_name(family: str, variant: str) -> str:
-    """The model of a cell: RsKxDd of the family, or the variant itself if that is a model."""
+    """Return the model of a cell: RsKxDd of the family, or the variant if it is a model."""
     return f"{family}_fast_{variant}" if CELL.fullmatch(variant) else variant
 
 
 def family_of(config: ConfigDict | None) -> str:
-    """What stands before ``_fast_`` in the name of the recipe's model."""
+    """Return the part before ``_fast_`` in the name of the recipe's model."""
     return config.model.name.split("_fast_")[0] if config else FAMILY
 
 
@@ -117,7 +117,7 @@ def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
     """Return the completed recipe with the changes of the cell.
 
     Raises:
-      InputError: if there is no such key, a value is of another type, or the model cannot be.
+      InputError: if a key does not exist, a value has another type, or the model is invalid.
     """
     config = complete(config)
     try:
@@ -129,17 +129,17 @@ def cell_config(config: ConfigDict, cell: Cell) -> ConfigDict:
 
 
 def cell_model_fields(cell: Cell, family: str) -> dict:
-    """Fields of ``create_model`` without a recipe: the published sizes."""
+    """Return fields of ``create_model`` without a recipe: the published sizes."""
     fields = {}
     for key, value in _all_changes(cell, family).items():
-        if key.startswith("model."):  # what else a cell changes costs nothing
+        if key.startswith("model."):  # other changes do not affect costs
             fields[key.removeprefix("model.")] = value
     check_model(fields, cell.name)
     return fields
 
 
 def check_model(fields: dict, name: str) -> None:
-    """Raise InputError, naming the cell, if ``create_model`` would refuse the fields."""
+    """Raise InputError with the name of the cell if ``create_model`` refuses the fields."""
     try:
         create_model(**fields)
     except InputError as error:
@@ -151,18 +151,18 @@ def _all_changes(cell: Cell, family: str) -> Changes:
 
 
 def refuse_twins(configs: dict[str, ConfigDict]) -> None:
-    """Raise InputError if two cells, however they are written, are one and the same run."""
+    """Raise InputError if two cells with different names are the same run."""
     seen: dict[str, str] = {}
     for cell, config in configs.items():
         other = seen.setdefault(config_hash(config), cell)
         if other != cell:
-            raise InputError(f"--grid: cells {other!r} and {cell!r} are the same run")
+            raise InputError(f"--grid: cells {other!r} and {cell!r} are the same run; remove one")
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Return twelve digits of what a result depends on besides the seed.
+    """Return twelve hex digits of all that a result depends on, except the seed.
 
-    They are of the task and of what differs from its defaults: a new key changes no old hash.
+    They hash the task and the values that differ from its defaults: a new key changes no old hash.
     """
     config = complete(config)
     changed = {

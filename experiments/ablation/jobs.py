@@ -1,8 +1,8 @@
-"""One run of a sweep, and the ways to have it done: a process of its own, or submitit.
+"""Run a job of a sweep, in its own process or through submitit.
 
     python -m experiments.ablation.jobs FOLDER
 
-A folder holds ``job.json``, the config; the run leaves ``result.json`` or ``failure.json``.
+FOLDER holds ``job.json``, the config; the run writes ``result.json`` or ``failure.json``.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ JOB, RESULT, FAILURE, LOG = "job.json", "result.json", "failure.json", "log.txt"
 PACKAGES = ("jax", "flax", "optax", "numpy")
 EXECUTORS = ("process", "local", "slurm")
 
-# launch(folder) waits for the run; what went wrong with the process itself, None for nothing.
+# launch(folder) waits for the run; it returns an error of the process itself, or None.
 Launch = Callable[[Path], str | None]
 
 
 def run_one(folder: Path) -> None:
-    """Train what the folder's job describes, once: a finished one is left as it is."""
+    """Train the job in a folder; a finished job is left as it is."""
     with _locked(folder):
         if (folder / RESULT).exists():
             return
@@ -51,7 +51,7 @@ def run_one(folder: Path) -> None:
 
 
 def provenance() -> dict[str, str]:
-    """What computed a result."""
+    """Return the versions, commit and device that compute a result."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     return {
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
@@ -61,7 +61,7 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of this checkout, "-dirty" behind it if files differ; empty outside of git."""
+    """Return the commit of this checkout, with "-dirty" if files differ; empty outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -77,14 +77,14 @@ def brief(error: object) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Wait while another process has the folder: one that a killed sweep has left behind."""
+    """Lock the folder; wait for a process that a killed sweep left behind."""
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def make_launch(executor: str, workdir: Path, options: list[str]) -> Launch:
-    """How runs are started: ``process``, or submitit's ``local`` and ``slurm``.
+    """Return the function that starts a run: ``process``, or submitit's ``local`` or ``slurm``.
 
     Raises:
       InputError: if submitit is missing or refuses the options.
@@ -97,12 +97,12 @@ def make_launch(executor: str, workdir: Path, options: list[str]) -> Launch:
 
 
 def _launch_process(folder: Path, workdir: Path) -> str | None:
-    # What one process has compiled, the next seed of the same cell need not.
+    # Shared, so that the next seed of a cell does not compile again.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.resolve() / "compiled")}
     with (folder / LOG).open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.ablation.jobs", str(folder)],
-            stdin=subprocess.PIPE,  # its end tells the run that the sweep is no more
+            stdin=subprocess.PIPE,  # it closes when the sweep ends
             stdout=log,
             stderr=subprocess.STDOUT,
             env=cache | os.environ,
@@ -110,8 +110,8 @@ def _launch_process(folder: Path, workdir: Path) -> str | None:
         with process:
             code = process.wait()
     if code < 0:
-        hint = "; the memory may not have sufficed" if code == -signal.SIGKILL else ""
-        return f"ended by {signal.Signals(-code).name}{hint}"
+        hint = "; it may have run out of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
     return f"exit code {code}, see {folder / LOG}" if code else None
 
 
@@ -143,10 +143,10 @@ def _submitit_launch(cluster: str, workdir: Path, options: list[str]) -> Launch:
 
 
 def _end_with_parent() -> None:
-    """Leave as soon as the sweep is gone, even killed: standard input then ends."""
+    """Exit as soon as the sweep ends, even killed: standard input then closes."""
 
     def watch():
-        # Not sys.stdin, whose lock this thread would hold when the interpreter ends.
+        # Not sys.stdin: this thread would hold its lock when the interpreter exits.
         os.read(0, 1)
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: accuracy against what it costs, and accuracy by epoch."""
+"""Plot accuracy against cost, and accuracy by epoch."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from experiments.ablation.report import Costs
 from experiments.ablation.sweep import METRIC, Job
 from resnest_jax.training.metric_writer import read_metrics
 
-UNKNOWN = [np.nan] * 3  # of a cell that could not be timed: matplotlib leaves it out
+UNKNOWN = [np.nan] * 3  # of a cell that could not be timed; matplotlib skips it
 
 
 def plot_tradeoff(
     top1: dict[str, dict[int, float]], costs: Costs, baseline: str, path: Path
 ) -> None:
-    """Mean accuracy, and its range over seeds, against speed, GMACs and parameters."""
+    """Plot mean accuracy, and its range over seeds, against speed, GMACs and parameters."""
     panels = {
         "inference, images/s": lambda cost: cost.get("infer", UNKNOWN)[1],
         "training, images/s": lambda cost: cost.get("train", UNKNOWN)[1],
@@ -35,7 +35,7 @@ def plot_tradeoff(
             x = cost_of(costs[cell])
             axes.errorbar(x, mean, errors, fmt=marker, color=f"C{i % 10}", capsize=3, label=cell)
         axes.set_xlabel(label)
-        axes.locator_params(axis="x", nbins=5)  # small figures have long tick labels
+        axes.locator_params(axis="x", nbins=5)  # small numbers have long tick labels
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("eval top-1 (%), mean and range over seeds")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
@@ -43,7 +43,7 @@ def plot_tradeoff(
 
 
 def plot_curves(jobs: list[Job], path: Path) -> None:
-    """Evaluation accuracy and training loss by epoch: mean and range over the seeds."""
+    """Plot evaluation accuracy and training loss by epoch: mean and range over the seeds."""
     figure = matplotlib.figure.Figure(figsize=(12, 4.5), layout="constrained")
     panels = {METRIC: ("eval top-1 (%)", 100), "loss": ("training loss", 1)}
     cells = dict.fromkeys(job.cell for job in jobs)

@@ -1,4 +1,4 @@
-"""What the paper measured of its own cells: another data set, another machine."""
+"""The paper's figures of its own cells, for another data set and machine."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class Published(NamedTuple):
 
     Attributes:
       params: trainable parameters.
-      gmacs: multiply-adds (1e9) as the authors count them, of 0s1x64d as timm does.
+      gmacs: multiply-adds (1e9) as the authors count them; for 0s1x64d as timm does.
       top1: ImageNet accuracy in percent, from the paper's table of radix and cardinality.
       v100: images/s of inference on one V100, same table.
     """
@@ -38,22 +38,22 @@ TRICKS = {
     "split attention, fast": 80.64,
     "split attention": 81.13,
 }
-# What makes no other architecture.
+# Fields that do not change the architecture.
 _TRAINING_FIELDS = ("dropout", "drop_block", "drop_path", "zero_init_last", "norm", "norm_groups")
 _TRAINING_FIELDS += ("remat", "implementation", "platform", "dtype", "parent", "name")
 
 
 def published(fields: dict) -> Published | None:
-    """The paper's figures of the model that ``create_model`` makes of the fields.
+    """Return the paper's figures of the model with these fields of ``create_model``.
 
-    None for any other than the paper's cells of 50 layers and 1,000 classes.
+    None if it is not one of the paper's cells with 50 layers and 1,000 classes.
     """
     family, _, cell = fields["name"].partition("_fast_")
     if family != "resnest50" or cell not in _RADIX:
         return None
     if _architecture(fields) != _architecture({"name": fields["name"]}):
         return None
-    # 0s1x64d is ResNet-D-50, of which the authors' table gives no GMACs, but timm's does.
+    # 0s1x64d is ResNet-D-50: the authors' table does not give its GMACs, timm's does.
     entry = MODELS["resnetd50" if cell == "0s1x64d" else fields["name"]]
     return Published(entry.params, entry.gmacs, *_RADIX[cell])
 

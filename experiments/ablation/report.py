@@ -1,4 +1,4 @@
-"""What a sweep found, as files: results.csv, results.json, table.md."""
+"""Results of a sweep as files: results.csv, results.json, table.md."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ Costs = dict[str, dict[str, Any]]
 
 
 def accuracies(rows: list[Row]) -> dict[str, dict[int, float]]:
-    """Top-1 in percent by cell and seed, of the runs that did not fail."""
+    """Return top-1 in percent by cell and seed, without failed runs."""
     found: dict[str, dict[int, float]] = {row["cell"]: {} for row in rows}
     for row in rows:
         if not row["error"]:
@@ -29,7 +29,7 @@ def accuracies(rows: list[Row]) -> dict[str, dict[int, float]]:
 
 
 def write_results(rows: list[Row], about: dict[str, Any], workdir: Path) -> None:
-    """Write results.csv and results.json: the same whenever and however the runs were done."""
+    """Write results.csv and results.json; when and how the runs were done does not change them."""
     fields = [*FIRST_FIELDS, *(field for row in rows for field in row)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(fields)), lineterminator="\n")
@@ -41,7 +41,7 @@ def write_results(rows: list[Row], about: dict[str, Any], workdir: Path) -> None
 
 
 def accuracy_table(rows: list[Row], comparisons: list[Comparison], baseline: str) -> str:
-    """Mean and spread of every cell, the statement of each comparison, and what failed."""
+    """Return the mean and spread per cell, a sentence per comparison, and the failed runs."""
     by_cell = {comparison.cell: comparison for comparison in comparisons}
     lines = [
         "| cell | seeds | top-1 % | sd | min | max | against the baseline | p |",
@@ -73,7 +73,7 @@ def accuracy_table(rows: list[Row], comparisons: list[Comparison], baseline: str
 
 
 def cost_table(costs: Costs, setting: Setting, device: str) -> str:
-    """Costs of every cell; speeds as median and quartiles, and relative to the first cell."""
+    """Return the costs per cell; speeds as median and quartiles, and relative to the first cell."""
     lines = [
         f"Images of {setting.image_size} pixels, batch {setting.batch_size}, {device}, median of "
         f"{setting.repeats} rounds taken in turns (quartiles); memory is the temporary memory of "
@@ -94,7 +94,7 @@ def cost_table(costs: Costs, setting: Setting, device: str) -> str:
 
 
 def _speed(cost: dict[str, Any], kind: str) -> str:
-    """Images a second and times the first cell; empty where it could not be measured."""
+    """Format images/s and the ratio to the first cell; empty if not measured."""
     if kind not in cost:
         return " | "
     low, median, high = map(_rate, cost[kind])
@@ -103,7 +103,7 @@ def _speed(cost: dict[str, Any], kind: str) -> str:
 
 
 def _figure(value: float) -> str:
-    """Two decimals, as the tables print them; for small models three digits that count."""
+    """Format with two decimals, as published tables do; small values with three digits."""
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
@@ -112,7 +112,7 @@ def _rate(value: float) -> str:
 
 
 def published_tables(models: dict[str, dict]) -> str:
-    """The paper's figures of the cells that are its own; empty if there are none.
+    """Return the paper's figures of its own cells; empty if there are none.
 
     Args:
       models: fields of ``create_model`` by cell.
@@ -128,9 +128,9 @@ def _radix_table(known: dict[str, Published]) -> str:
     first = next(iter(known.values()))
     lines = [
         "Published, **not measured here**: ImageNet, 224 pixels, one V100 (the paper's table of "
-        "radix and cardinality; GMACs of the authors' ablation, those of 0s1x64d timm's, by the "
-        "first count). Parameters and GMACs are the same measurement as above; speed and accuracy "
-        "are not.",
+        "radix and cardinality; GMACs of the authors' ablation, for 0s1x64d of timm, by the first "
+        "count). Parameters and GMACs can be compared with those above; speed and accuracy "
+        "cannot.",
         "",
         "| cell | params | GMACs | top-1 % | inference images/s, V100 | times the first |",
         "|---|---|---|---|---|---|",

@@ -1,9 +1,9 @@
-"""Which differences between cells are more than noise: paired over seeds, Bonferroni's correction.
+"""Test which differences between cells exceed the noise: paired over seeds, with Bonferroni.
 
-With three seeds a paired t-test of two cells has two degrees of freedom and sees next to nothing.
-So the noise is estimated from all cells together: the residuals of a layout of cells by seeds,
-each of which has its own mean (a randomised block design). This takes the noise to be alike in all
-cells; of two cells alone it is the paired t-test.
+With three seeds a paired t-test of two cells has two degrees of freedom and detects almost nothing.
+So the noise is estimated from all cells together: the residuals after fitting a mean per cell and
+per seed (a randomised block design). This assumes the same noise in all cells. With only two cells
+it is the paired t-test.
 """
 
 import math
@@ -17,23 +17,23 @@ LEVEL = 0.05
 
 
 class Noise(NamedTuple):
-    """Standard deviation of a run's accuracy besides cell and seed, and its degrees of freedom."""
+    """Standard deviation of accuracy not due to cell or seed, and its degrees of freedom."""
 
     sd: float
     degrees: int
 
 
 class Comparison(NamedTuple):
-    """A cell against the baseline, in percent points, over the seeds that both have.
+    """A cell compared with the baseline, in percentage points, over the seeds that both have.
 
     Attributes:
       cell: the name.
-      seeds: how many pairs.
+      seeds: number of pairs.
       difference: mean of cell - baseline.
-      margin: half the width of its confidence interval (Student's t): 95 % that all comparisons
-        of the sweep lie within theirs.
+      margin: half the width of its confidence interval (Student's t); with 95 % confidence all
+        comparisons of the sweep lie within theirs.
       p: two-sided, corrected for the number of comparisons.
-      p_pair: of the two cells' paired t-test alone, uncorrected.
+      p_pair: of the paired t-test of the two cells alone, uncorrected.
     """
 
     cell: str
@@ -45,19 +45,19 @@ class Comparison(NamedTuple):
 
     @property
     def shown(self) -> bool:
-        """Whether a difference is shown."""
+        """Return whether a difference is shown."""
         return self.p < LEVEL
 
 
 def compare(results: dict[str, dict[int, float]], baseline: str) -> list[Comparison]:
-    """Every other cell against the baseline.
+    """Compare each other cell with the baseline.
 
     Args:
-      results: accuracy in percent by cell and seed. Cells that lack seeds of the baseline are
-        compared over those that they have, by the noise of these pairs alone.
+      results: accuracy in percent by cell and seed. A cell that lacks seeds of the baseline is
+        compared over those that it has, with the noise of these pairs alone.
 
     Returns:
-      One comparison a cell that shares a seed with the baseline, in the order of ``results``.
+      One comparison per cell that shares a seed with the baseline, in the order of ``results``.
     """
     reference = results[baseline]
     complete = {cell: by for cell, by in results.items() if set(by) >= set(reference)}
@@ -78,7 +78,7 @@ def compare(results: dict[str, dict[int, float]], baseline: str) -> list[Compari
 
 
 def noise(results: dict[str, dict[int, float]], seeds: Sequence[int]) -> Noise:
-    """What neither the cell nor the seed explains, over cells that have all of the seeds."""
+    """Estimate what neither cell nor seed explains; all cells must have the seeds."""
     table = np.array([[by_seed[seed] for seed in seeds] for by_seed in results.values()])
     residuals = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
@@ -89,12 +89,12 @@ def noise(results: dict[str, dict[int, float]], seeds: Sequence[int]) -> Noise:
 def block_test(
     differences: Sequence[float], noise: Noise, comparisons: int = 1
 ) -> tuple[float, float]:
-    """Half the 95 % interval of the mean difference, and the two-sided p of its being zero.
+    """Return half the 95 % interval of the mean difference, and the two-sided p that it is zero.
 
-    Both are widened for a number of comparisons, by Bonferroni's inequality, so that the chance of
-    even one false finding stays at the level. One pair says nothing: (infinity, 1). Without any
-    noise Student's test would be certain, which a coarse accuracy and few seeds bring about by
-    chance; the p is then that of a sign-flip test, 2 / 2**n.
+    Both are corrected for the number of comparisons (Bonferroni), so that the chance of even one
+    false finding stays at ``LEVEL``. One pair gives (infinity, 1). With no noise at all, Student's
+    test would be certain; with a coarse accuracy and few seeds that happens by chance. Then p is
+    that of a sign-flip test, 2 / 2**n.
     """
     n, mean = len(differences), float(np.mean(differences))
     if not noise.degrees:
@@ -108,7 +108,7 @@ def block_test(
 
 
 def statement(comparison: Comparison, baseline: str) -> str:
-    """The comparison as a sentence."""
+    """Return the comparison as a sentence."""
     c = comparison
     if c.seeds < 2:
         return f"{c.cell}: {c.difference:+.2f} points against {baseline} with one seed: no test."
@@ -122,21 +122,21 @@ def statement(comparison: Comparison, baseline: str) -> str:
 
 
 def power_note(results: dict[str, dict[int, float]], baseline: str) -> str:
-    """What differences a sweep like this one could have missed; empty with one cell."""
+    """Return a note on the differences that this sweep may have missed; empty with one cell."""
     comparisons = compare(results, baseline)
     margins = [c.margin for c in comparisons if c.seeds > 1]
     if not comparisons:
         return ""
     if not margins:
-        return "With one seed there is no telling a difference from noise."
+        return "With one seed a difference cannot be separated from noise."
     seeds = sorted(results[baseline])
     complete = {cell: by for cell, by in results.items() if set(by) >= set(seeds)}
     estimate = noise(complete, seeds)
     return (
-        f"Paired over seeds; the noise of a run besides cell and seed, {estimate.sd:.2f} points "
-        f"with {estimate.degrees} degrees of freedom, is taken to be alike in all cells. Margins "
-        f"and p are those of {len(comparisons)} comparisons together (95 %, Bonferroni). A "
-        f"difference smaller than {max(margins):.2f} points need not have been seen: where none is "
-        "shown, none is ruled out. Seeds change the start and the order of training, not the "
-        "images held out: how another set of these would decide is not in the margins."
+        f"Paired over seeds. The noise not due to cell or seed is {estimate.sd:.2f} points, with "
+        f"{estimate.degrees} degrees of freedom, and is assumed equal in all cells. Margins and p "
+        f"are for {len(comparisons)} comparisons together (95 %, Bonferroni). A difference smaller "
+        f"than {max(margins):.2f} points may be missed: where none is shown, there may still be "
+        "one. Seeds change the initial weights and the order of training, not the held-out images: "
+        "the margins do not cover the choice of these."
     )

@@ -1,4 +1,4 @@
-"""All runs of a sweep: what is still to be done, doing it, and what came of it."""
+"""Make the jobs of a sweep, run those without a result, and read the outcomes."""
 
 import concurrent.futures
 import itertools
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """A cell with a seed, and where it runs."""
+    """A cell with a seed, its folder and its config."""
 
     cell: str
     seed: int
@@ -35,9 +35,9 @@ class Job(NamedTuple):
 def make_jobs(
     cells: list[Cell], configs: dict[str, ConfigDict], seeds: int, workdir: Path
 ) -> list[Job]:
-    """Every cell with every seed, all cells of a seed before the next one.
+    """Return a job per cell and seed; all cells of a seed come before the next seed.
 
-    The folder is named by the config too: what was run with other settings stays and is not used.
+    The folder's name includes a hash of the config: runs with other settings stay, unused.
     """
     jobs = []
     for offset, cell in itertools.product(range(seeds), cells):
@@ -50,7 +50,7 @@ def make_jobs(
 
 
 def run_jobs(jobs: list[Job], launch: Launch, workers: int) -> None:
-    """Run what has no result yet, so many at a time; a failure stops nothing.
+    """Run the jobs without a result, ``workers`` at a time; a failure does not stop the others.
 
     Raises:
       InputError: if the directory cannot be written.
@@ -67,7 +67,7 @@ def run_jobs(jobs: list[Job], launch: Launch, workers: int) -> None:
         progress.started(job)
         problem = launch(job.folder)
         if not job.done and not (job.folder / FAILURE).exists():
-            write_json(job.folder / FAILURE, {"error": problem or "left no result"})
+            write_json(job.folder / FAILURE, {"error": problem or "the run wrote no result"})
         progress.ended(job)
 
     pool = concurrent.futures.ThreadPoolExecutor(workers)
@@ -75,27 +75,27 @@ def run_jobs(jobs: list[Job], launch: Launch, workers: int) -> None:
         for future in [pool.submit(run, job) for job in waiting]:
             future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # interrupted, it begins no other run
+        pool.shutdown(cancel_futures=True)  # when interrupted, start no other run
 
 
 class _Progress:
-    """One line whenever a run begins or ends: which, how many are done, the time left."""
+    """Print a line when a run starts or ends: the run, how many are done, the time left."""
 
     def __init__(self, jobs: list[Job]):
         self._total, self._ended = len(jobs), sum(job.done for job in jobs)
         self._initial = self._ended
         self._begun = time.perf_counter()
         if self._ended:
-            self._show(f"{self._ended} done before")
+            self._show(f"{self._ended} already done")
 
     def started(self, job: Job) -> None:
-        self._show(f"{job.cell}, seed {job.seed}: begins")
+        self._show(f"{job.cell}, seed {job.seed}: started")
 
     def ended(self, job: Job) -> None:
         self._ended += 1
         row = outcome(job)
-        told = f"failed: {row['error']}" if row["error"] else f"top-1 {100 * row[METRIC]:.2f} %"
-        self._show(f"{job.cell}, seed {job.seed}: {told}")
+        end = f"failed: {row['error']}" if row["error"] else f"top-1 {100 * row[METRIC]:.2f} %"
+        self._show(f"{job.cell}, seed {job.seed}: {end}")
 
     def _show(self, text: str) -> None:
         meter = tqdm.format_meter(
@@ -109,7 +109,7 @@ class _Progress:
 
 
 def outcome(job: Job) -> Row:
-    """What a run came to, figures or an error: nothing that depends on when it ran."""
+    """Return the figures of a run, or its error: nothing that depends on when it ran."""
     row: Row = {"cell": job.cell, "seed": job.seed, "config": job.hash, "error": ""}
     if job.done:
         result = json.loads((job.folder / RESULT).read_text())

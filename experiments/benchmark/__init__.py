@@ -1,1 +1,1 @@
-"""How fast the models are, side by side with PyTorch's in one run."""
+"""Time the models and PyTorch's in one run."""

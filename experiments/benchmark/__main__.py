@@ -1,4 +1,4 @@
-"""Time a model, its layers or the zoo, against PyTorch where that is installed.
+"""Time a model, its layers or the zoo; compare with PyTorch if it is installed.
 
     python -m experiments.benchmark --model=resnest50 --batch_size=8 --out=/tmp/benchmark
     python -m experiments.benchmark --train               training steps instead of inference
@@ -10,7 +10,7 @@ The programs take turns, so that other load on the machine affects all of them. 
 over the rounds, the quartiles, and the ratios to the first program and to eager PyTorch, computed
 per round. Weights, batch norm statistics and images are random. Compilation is timed separately,
 without and with the cache. PyTorch runs in its own process, which waits between its turns. Its rows
-need torch, timm and a model that timm has; the picture needs matplotlib; else they are skipped.
+need torch, timm and a model that timm has, the picture needs matplotlib; else they are skipped.
 """
 
 import os
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmark import beside, layers, ours, profiling, report, zoo
+from experiments.benchmark import layers, ours, profiling, report, torch_process, zoo
 from experiments.timing import time_calls
 from resnest_jax import cli
 from resnest_jax.models.zoo import create_model
@@ -34,7 +34,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 8, "Images per call; 1 for latency.", lower_bound=1, flag_values=FLAGS
 )
 REPEATS = flags.DEFINE_integer(
-    "repeats", 10, "Rounds that are timed.", lower_bound=2, flag_values=FLAGS
+    "repeats", 10, "Number of timed rounds.", lower_bound=2, flag_values=FLAGS
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.", flag_values=FLAGS
@@ -83,7 +83,7 @@ def _benchmark() -> None:
         return
     programs = {name: ours.time_cached(program) for name, program in programs.items()}
     if TORCH.value:
-        programs |= beside.programs(
+        programs |= torch_process.programs(
             "both_layouts",
             name=MODEL.value,
             shape=shape,

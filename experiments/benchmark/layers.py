@@ -1,4 +1,4 @@
-"""Every convolution of a model that is not 1x1, in every implementation."""
+"""Time each convolution of a model that is not 1x1, in each implementation."""
 
 import flax.linen as nn
 import jax
@@ -8,12 +8,12 @@ from experiments.timing import time_calls
 from resnest_jax.models.layers.convolution import IMPLEMENTATIONS, Conv, conv2d
 from resnest_jax.models.layers.winograd import exists
 
-# Implementations of the value, of the gradient of x and of that of the kernel.
+# Implementations of the forward pass, the input gradient and the kernel gradient.
 MIXED = ("split,split,winograd", "split,winograd,winograd")
 
 
 def shapes(model, images: jax.Array) -> list[tuple]:
-    """(shape of the input, of the kernel, strides, dilation, groups) of every one, once."""
+    """Return each distinct (input shape, kernel shape, strides, dilation, groups)."""
     found = {}
 
     def record(next_call, args, kwargs, context):
@@ -30,7 +30,7 @@ def shapes(model, images: jax.Array) -> list[tuple]:
 
 
 def rows(model, images: jax.Array, repeats: int, train: bool) -> list[dict]:
-    """Median milliseconds of every layer: forward, or with ``train`` forward and gradients."""
+    """Return median milliseconds per layer: forward, with ``train`` forward and gradients."""
     table = []
     for x_shape, kernel_shape, *settings in shapes(model, images):
         x = jax.random.normal(jax.random.key(0), x_shape, model.dtype)

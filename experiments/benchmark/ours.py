@@ -19,14 +19,14 @@ from resnest_jax.training.task import Batches
 
 
 class Program(NamedTuple):
-    """A call that waits for its result, and what making it took.
+    """A call that waits for its result, and what it cost to make.
 
     Attributes:
-      compile_seconds: with nothing in the compilation cache.
-      cached_seconds: once more, from the cache, see ``time_cached``.
-      temporary_mib: memory beside the arguments.
+      compile_seconds: with an empty compilation cache.
+      cached_seconds: from the cache, see ``time_cached``.
+      temporary_mib: temporary memory, without the arguments.
       compiled: the executable.
-      compile: makes it anew; returns the seconds and the executable.
+      compile: compiles it again; returns the seconds and the executable.
     """
 
     call: Callable[[], Any]
@@ -38,7 +38,7 @@ class Program(NamedTuple):
 
 
 def compile_program(function: Callable, *args, **jit_options) -> Program:
-    """The function compiled for the arguments, with which it is called."""
+    """Compile a function for its arguments; the program calls it with them."""
 
     def compile_() -> tuple[float, Any]:
         jax.clear_caches()
@@ -58,14 +58,14 @@ def compile_program(function: Callable, *args, **jit_options) -> Program:
 
 
 def time_cached(program: Program) -> Program:
-    """With the seconds of compiling from the cache; None if JAX stores nothing that is so quick."""
+    """Add the seconds of compiling from the cache; None if it was too quick for JAX to cache."""
     if program.compile_seconds <= jax.config.jax_persistent_cache_min_compile_time_secs:
         return program
     return program._replace(cached_seconds=program.compile()[0])
 
 
 def inference(model, images: jax.Array) -> dict[str, Program]:
-    """Name -> program, for the model as trained and folded."""
+    """Return name -> program: the model as trained, and folded."""
     variables = random_variables(model, images)
     return {
         "as trained": compile_program(model.apply, variables, images),
@@ -74,15 +74,15 @@ def inference(model, images: jax.Array) -> dict[str, Program]:
 
 
 def folded(model, variables: dict, images: jax.Array) -> Program:
-    """Inference with the batch norms folded into the convolutions."""
+    """Compile inference with the batch norms folded into the convolutions."""
     folded_model, folded_variables = fold(model, variables)
     return compile_program(folded_model.apply, folded_variables, images)
 
 
 def training(model, images: jax.Array) -> dict[str, Program]:
-    """The trainer's step with Nesterov SGD, on the same batch again and again.
+    """Return name -> program: the trainer's step with Nesterov SGD, always on the same batch.
 
-    Besides the whole network, with the head alone trained and frozen batch norms.
+    One trains the whole network; one trains only the head, with frozen batch norms.
     """
     return {
         "as trained": train_step(model, images),
@@ -91,7 +91,7 @@ def training(model, images: jax.Array) -> dict[str, Program]:
 
 
 def train_step(model, images: jax.Array, freeze: str = "") -> Program:
-    """The trainer's step; ``freeze`` is a regex of the parameters that are not trained."""
+    """Compile the trainer's step; ``freeze`` is a regex of parameters that are not trained."""
     optimizer = make_optimizer(
         lambda step: 1e-3,
         name="sgd",
@@ -111,7 +111,7 @@ def train_step(model, images: jax.Array, freeze: str = "") -> Program:
         freeze=freeze,
     )
     task = Classification(model, model.num_classes, images.shape[1])
-    no_data = cast(Batches, None)  # which a step does not need
+    no_data = cast(Batches, None)  # a step does not need it
     run = Run(task, no_data, optimizer, lambda step: 1e-3, options)
     state = create_state(random_variables(model, images), optimizer)
     batch = {"image": images, "label": jnp.arange(batch_size) % model.num_classes}

@@ -1,4 +1,4 @@
-"""Where the time of a program goes, and how far it is from what the machine could do."""
+"""Profile a program: time per kind of operation, and the roofline of the machine."""
 
 import collections
 import math
@@ -16,9 +16,9 @@ CALLS = 3
 
 
 def rows(program: Program, dtype, out: str | None) -> list[dict]:
-    """Milliseconds a call by kind of operation, over all threads; the roofline is printed.
+    """Return milliseconds per call and kind of operation, over all threads; print the roofline.
 
-    Its peak is that of products of ``dtype``.
+    The roofline's peak is that of matrix products in ``dtype``.
     """
     _print_roofline(program, dtype)
     moves = moved(program.compiled.as_text())
@@ -42,7 +42,7 @@ def rows(program: Program, dtype, out: str | None) -> list[dict]:
 
 
 def _kinds(hlo: str) -> dict[str, str]:
-    """Instruction -> what it does: the last part of its op_name, and whether in the gradient."""
+    """Return instruction -> kind: last part of its ``op_name``, "(gradient)" if in the gradient."""
     kinds = {}
     for name, opcode, rest in re.findall(r"%([\w.\-]+) = (?:\(.*?\)|\S+) ([\w\-]+)\((.*)", hlo):
         if opcode not in ("while", "call", "parameter", "tuple"):
@@ -54,9 +54,9 @@ def _kinds(hlo: str) -> dict[str, str]:
 
 
 def moved(hlo: str) -> list[tuple[list[int], int]]:
-    """Shape and bytes of every array that an instruction of optimised HLO does no more than move.
+    """Return shape and bytes of each array that an instruction of optimised HLO only moves.
 
-    A transpose of which the layout follows moves nothing, nor does a scalar's copy.
+    A transpose whose layout changes with it moves nothing, nor does the copy of a scalar.
     """
     array = r"%([\w.\-]+) = ([a-z]+)(\d+)\[([\d,]+)\]\{([\d,]+)\} ([\w\-]+)\(%?([\w.\-]*)(.*)"
     found = {name: rest for name, *rest in re.findall(array, hlo)}
@@ -78,7 +78,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _print_roofline(program: Program, dtype) -> None:
-    """Seconds of a call against its arithmetic and its bytes at the machine's measured peaks."""
+    """Print the time of a call, and of its arithmetic and bytes at the machine's measured peaks."""
     cost = program.compiled.cost_analysis()
     side = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
@@ -89,14 +89,14 @@ def _print_roofline(program: Program, dtype) -> None:
     kind = jnp.dtype(dtype).name
     print(f"measured peaks: {flops / 1e9:.0f} GFLOP/s in {kind}, {bandwidth / 1e9:.1f} GB/s")
     print(
-        f"a call: {1e3 * seconds:.1f} ms; its {cost['flops'] / 1e9:.1f} GFLOP alone "
+        f"one call: {1e3 * seconds:.1f} ms; its {cost['flops'] / 1e9:.1f} GFLOP alone "
         f"{1e3 * cost['flops'] / flops:.1f} ms, its {cost['bytes accessed'] / 1e9:.2f} GB alone "
         f"{1e3 * cost['bytes accessed'] / bandwidth:.1f} ms (XLA's counts)"
     )
 
 
 def _best(program: Program) -> float:
-    """Seconds of the fastest of a few calls."""
+    """Return the seconds of the fastest of a few calls."""
     seconds = []
     for _ in range(6):
         begun = time.perf_counter()

@@ -22,7 +22,7 @@ NAMES = {
     "resnest50_fast_4s2x40d": "resnest50d_4s2x40d",
     "resnest50_fast_1s4x24d": "resnest50d_1s4x24d",
 }
-# Other members of the family, of which timm has no name.
+# Other members of the family, for which timm has no name.
 FAST = re.compile(r"resnest50_fast_([1-9]\d*)s(\d+)x(\d+)d")
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
 Shape = tuple[int, ...]  # of the images, (B, H, W, C)
@@ -31,9 +31,9 @@ Shape = tuple[int, ...]  # of the images, (B, H, W, C)
 def both_layouts(
     name: str, shape: Shape, dtype: str, device: str, train: bool, compiled: bool
 ) -> dict[str, Program]:
-    """Name -> program: eager, compiled, for inference with frozen weights too.
+    """Return name -> program: eager, compiled, and for inference compiled with frozen weights.
 
-    None if timm lacks the architecture.
+    There is none if timm lacks the architecture.
     """
     if name not in NAMES and not FAST.fullmatch(name):
         return {}
@@ -49,10 +49,10 @@ def both_layouts(
 def channels_last(
     shapes: dict[str, Shape], dtype: str, device: str, compiled: bool
 ) -> dict[tuple[str, str], Program]:
-    """(Name, way) -> inference: eager, and compiled with frozen weights.
+    """Return (name, way) -> inference: eager, and compiled with frozen weights.
 
     Args:
-      shapes: images by name of the model in timm.
+      shapes: shape of the images by name of the model in timm.
     """
     layout = torch.channels_last
     return {
@@ -63,14 +63,14 @@ def channels_last(
 
 
 def _make(make: Callable, name: str, shape: Shape, dtype: str, device: str, layout, way: str):
-    """One program; make is _inference or _train_step."""
+    """Make one program; ``make`` is ``_inference`` or ``_train_step``."""
     x = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
     x = x.permute(0, 3, 1, 2).contiguous(memory_format=layout)
     return make(create(name).to(x.device, x.dtype, memory_format=layout), x, way)
 
 
 def create(name: str) -> torch.nn.Module:
-    """The model of one of our names, or of timm's."""
+    """Create a model by our name or timm's."""
     if name not in NAMES and (found := FAST.fullmatch(name)):
         return _of_fields(*map(int, found.groups()))
     return timm.create_model(NAMES.get(name, name))
@@ -131,7 +131,7 @@ def _program(function: Callable, way: str) -> Program:
 
 
 def _temporary_mib(call: Callable) -> float | None:
-    """What a call allocates beside what lives on; None on CPU, where PyTorch does not count."""
+    """Return the temporary memory of a call; None on CPU, where PyTorch does not count it."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.reset_peak_memory_stats()

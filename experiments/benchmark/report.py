@@ -1,4 +1,4 @@
-"""Results as a table on the screen, and as JSON and a picture in a directory."""
+"""Print results as a table; write them as JSON and a picture."""
 
 import json
 import statistics
@@ -8,9 +8,9 @@ EAGER = "eager"  # in the names of PyTorch's programs that are not compiled
 
 
 def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> list[dict]:
-    """A row for every program: images a second and, round by round, times the rivals.
+    """Return a row per program: images/s and, per round, ratios to the speed of two others.
 
-    They are the first row, and the faster layout of eager PyTorch where there is one.
+    These are the first program and, if it was timed, the faster layout of eager PyTorch.
     """
     rows = []
     first = next(iter(seconds.values()))
@@ -21,12 +21,12 @@ def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> 
             {
                 "": name,
                 **speed(times, images),
-                "ms a call": round(1e3 * statistics.median(times), 1),
+                "ms per call": round(1e3 * statistics.median(times), 1),
                 "times the first": round(ratio[1], 3),
                 "its quartiles": f"{ratio[0]:.3f} - {ratio[2]:.3f}",
-                "of eager PyTorch": _of_best(eager, times),
+                "times eager PyTorch": _of_best(eager, times),
                 "compile s": _rounded(programs[name].compile_seconds),
-                "from the cache s": _rounded(programs[name].cached_seconds),
+                "compile s, cached": _rounded(programs[name].cached_seconds),
                 "temporary MiB": _rounded(programs[name].temporary_mib),
             }
         )
@@ -34,7 +34,7 @@ def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> 
 
 
 def speed(times: list[float], images: int) -> dict:
-    """Images a second, of calls that took so many seconds: the columns of a row."""
+    """Return the columns of a row for calls of these seconds: images/s and quartiles."""
     low, median, high = _quartiles([images / t for t in times])
     return {"images/s": round(median, 2), "quartiles": f"{low:.2f} - {high:.2f}"}
 
@@ -54,7 +54,7 @@ def show(rows: list[dict], name: str, out: str | None) -> None:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        print("no picture: matplotlib is not installed")
+        print("the picture is skipped: matplotlib is not installed")
         return
     figure, axes = plt.subplots(figsize=(8, 5))
     _draw(axes, rows)
@@ -64,7 +64,7 @@ def show(rows: list[dict], name: str, out: str | None) -> None:
 
 
 def _draw(axes, rows: list[dict]) -> None:
-    """Speed against accuracy where there is an accuracy; else a bar a row."""
+    """Draw accuracy against speed if the rows have an accuracy; else one bar per row."""
     if "top-1" in rows[0]:
         for family in dict.fromkeys(row["family"] for row in rows):
             members = [row for row in rows if row["family"] == family]
@@ -83,7 +83,7 @@ def _draw(axes, rows: list[dict]) -> None:
 
 
 def _of_best(eager: list[list[float]], times: list[float]) -> float | str:
-    """Times the speed of the layout with the smaller median; empty if there is none."""
+    """Return the ratio to the speed of the layout with the smaller median; empty without one."""
     if not eager:
         return ""
     best = min(eager, key=statistics.median)

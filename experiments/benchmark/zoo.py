@@ -1,12 +1,12 @@
-"""Measured speed and published accuracy of the models of the zoo, and timm's EfficientNets."""
+"""Measured speed and published accuracy of the zoo's models and timm's EfficientNets."""
 
 import jax
 
-from experiments.benchmark import beside, ours, report
+from experiments.benchmark import ours, report, torch_process
 from experiments.timing import random_variables, time_calls
 from resnest_jax.models.zoo import MODELS, create_model
 
-# Name in timm -> test size in pixels and the top-1 accuracy there, results-imagenet.csv of timm.
+# Name in timm -> test size in pixels, top-1 accuracy at it (timm's results-imagenet.csv).
 EFFICIENTNETS = {
     "efficientnet_b0": (224, 77.694),
     "efficientnet_b2": (288, 80.610),
@@ -16,7 +16,7 @@ EFFICIENTNETS = {
 
 
 def rows(batch_size: int, dtype: str, repeats: int, torch: bool, compiled: bool) -> list[dict]:
-    """A row a model, all taking turns: inference with folded norms at the size of its accuracy."""
+    """Time inference with folded norms at the size of the accuracy; return a row per model."""
     calls, about = {}, {}
     for name, model in MODELS.items():
         if model.top1 is not None:
@@ -30,7 +30,8 @@ def rows(batch_size: int, dtype: str, repeats: int, torch: bool, compiled: bool)
     if torch:
         shapes = {name: (batch_size, crop, crop, 3) for name, (crop, _) in EFFICIENTNETS.items()}
         print("compiling timm's EfficientNets", flush=True)
-        rivals = beside.programs("channels_last", shapes=shapes, dtype=dtype, compiled=compiled)
+        settings = {"shapes": shapes, "dtype": dtype, "compiled": compiled}
+        rivals = torch_process.programs("channels_last", **settings)
         for (name, way), program in rivals.items():
             calls[f"timm {name}, {way}"] = program.call
             about[f"timm {name}, {way}"] = f"timm EfficientNet, {way}", *EFFICIENTNETS[name]

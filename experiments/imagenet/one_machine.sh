@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine, all of its GPUs or TPU cores in one process.
+# Train on one machine, with all its GPUs or TPU cores in one process.
 #   experiments/imagenet/one_machine.sh resnest50 DATA WORKDIR [--config.KEY=VALUE ...]
 # DATA: "imagenet2012", or "folder:DIR" for DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG.
 set -euo pipefail

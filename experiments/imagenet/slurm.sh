@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A SLURM cluster: one task a GPU. The tasks find each other.
+# Train on a SLURM cluster with one task per GPU. The tasks find each other.
 #   sbatch --nodes=8 experiments/imagenet/slurm.sh resnest50 DATA WORKDIR [--config.KEY=VALUE ...]
-# Submit from the repository; WORKDIR is on a disk that all nodes share. A job that is preempted or
-# runs out of time stores its last step and is queued again, and goes on from there.
+# Submit from the repository; WORKDIR must be on a disk that all nodes share. A job that is
+# preempted or runs out of time saves a checkpoint, is queued again and resumes.
 #SBATCH --job-name=resnest
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
@@ -20,11 +20,11 @@ srun --kill-on-bad-exit=1 python -m resnest_jax.train "--config=configs/imagenet
   "--config.dataset=$data" "--workdir=$workdir" "$@" &
 srun_id=$!
 trap 'kill -TERM $srun_id' TERM
-# A trap ends a wait early: until the run has stored its step.
+# A trap ends a wait early, so wait again until the run has saved its checkpoint.
 while kill -0 $srun_id 2> /dev/null; do
   wait $srun_id
   code=$?
 done
-# 143: told to stop, and stored.
+# 143: the run got SIGTERM and saved a checkpoint.
 if [ "$code" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A TPU slice: the same command on every host; the hosts find each other.
+# Train on a TPU slice: the same command on each host. The hosts find each other.
 #   experiments/imagenet/tpu.sh NAME ZONE resnest50 DATA WORKDIR [--config.KEY=VALUE ...]
-# NAME and ZONE are those of the slice. Every host has this repository, installed, in ~/resnest_jax;
-# DATA and WORKDIR are gs:// mounts or disks that all of them see.
+# NAME and ZONE are those of the slice. Each host needs this repository, installed, in ~/resnest_jax.
+# DATA and WORKDIR are gs:// mounts or disks that all hosts see.
 set -euo pipefail
 name=$1 zone=$2 model=$3 data=$4 workdir=$5
 shift 5

@@ -103,8 +103,8 @@ def save_weights(variables: Mapping[str, Any], model: ResNeSt, path: str | os.Pa
 def read_weights(name: str | None, source: str | os.PathLike) -> tuple[dict[str, Any], StateDict]:
     """Read ``name`` and fields of the model in a source, and its torch state dictionary.
 
-    A file gives only ``num_classes`` besides the name it is read under. Arguments and errors are
-    those of ``load_pretrained``.
+    A file gives only ``num_classes``; the name is the argument. Arguments and errors are those of
+    ``load_pretrained``.
     """
     path = Path(source).expanduser()
     if path.is_dir():

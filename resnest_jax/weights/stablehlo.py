@@ -28,7 +28,7 @@ def export(
     Args:
       variables: ``{"params", "batch_stats"}``; they become part of the artefact.
       image_size: S.
-      platforms: where the artefact is to run, see ``PLATFORMS``.
+      platforms: platforms that the artefact runs on, see ``PLATFORMS``.
 
     Raises:
       InputError: if the model does not take RGB images.
@@ -38,11 +38,11 @@ def export(
         raise InputError(
             f"only models of RGB images can be exported; the model takes {channels} channels"
         )
-    # Operations for other platforms run on CPU too, if slower; those for CPU are slow elsewhere.
+    # Operations for other platforms also run on CPU, but slower; those for CPU are slow elsewhere.
     platform = next((name for name in platforms if name != "cpu"), "cpu")
     model = model.clone(platform=platform)
     if platform != "cpu":
-        model = model.clone(implementation="auto")  # a run's own may suit the CPU alone
+        model = model.clone(implementation="auto")  # a run's own may suit only the CPU
     folded, variables = fold(model, variables)
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""PyTorch in a process of its own, whose memory and threads do not get in the way of ours."""
+"""PyTorch's programs in their own process, whose memory and threads do not disturb ours."""
 
 import atexit
 import contextlib
@@ -12,10 +12,10 @@ from experiments.benchmark.ours import Program
 
 
 def programs(make: str, **settings) -> dict[str, Program]:
-    """What a function of pytorch.py makes on JAX's kind of device.
+    """Make programs with a function of pytorch.py, on JAX's kind of device.
 
-    A call is done over there and waited for. With a note, none where PyTorch or timm is not
-    installed, or timm lacks the model.
+    A call runs in the other process and waits for it. Without PyTorch, timm or the model in timm,
+    a note is printed and there are no programs.
     """
     settings["device"] = "cpu" if jax.default_backend() == "cpu" else "cuda"
     context = multiprocessing.get_context("spawn")
@@ -23,12 +23,12 @@ def programs(make: str, **settings) -> dict[str, Program]:
     process = context.Process(target=_serve, args=(there, make, settings), daemon=True)
     process.start()
     atexit.register(_end, here, process)
-    there.close()  # so that the other's end is noticed
+    there.close()  # else the end of the process goes unnoticed
     found = here.recv() or "timm has no model of this architecture"
     if isinstance(found, str):
-        print(f"without PyTorch's rows: {found}")
+        print(f"PyTorch is skipped: {found}")
         return {}
-    return {name: told._replace(call=partial(_call, here, name)) for name, told in found.items()}
+    return {name: made._replace(call=partial(_call, here, name)) for name, made in found.items()}
 
 
 def _call(connection: Connection, name: str) -> None:
@@ -37,7 +37,7 @@ def _call(connection: Connection, name: str) -> None:
 
 
 def _end(connection: Connection, process) -> None:
-    """Give it the time to clean up after its own processes."""
+    """Close the connection; give the process time to end its own processes."""
     connection.close()
     process.join(10)
 
@@ -50,7 +50,7 @@ def _serve(connection: Connection, make: str, settings: dict) -> None:
         return
     made = getattr(pytorch, make)(**settings)
     connection.send({name: program._replace(call=None) for name, program in made.items()})
-    with contextlib.suppress(EOFError):  # the process that asks has ended
+    with contextlib.suppress(EOFError):  # the asking process has ended
         while True:
             made[connection.recv()].call()
             connection.send(None)
