@@ -1,4 +1,4 @@
-"""The directory of a run: names of its files, and the config in it."""
+"""The directory of a run: its file names and its config."""
 
 import json
 from pathlib import Path
@@ -30,10 +30,10 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Refuse a directory with checkpoints of another config; ``FREE_SECTIONS`` may differ.
+    """Check that the directory has no checkpoints of another config; ``FREE_SECTIONS`` may differ.
 
     Raises:
-      InputError: if there are such checkpoints; the message names every key that differs.
+      InputError: if it has; the message names every key that differs.
     """
     if latest_step(workdir) is None:
         return
@@ -54,7 +54,7 @@ def load_config(workdir: Path) -> ConfigDict:
     """Return the completed config of the run in ``workdir``.
 
     Raises:
-      InputError: if there is none, or it is not a config.
+      InputError: if it is missing or not a config.
     """
     path = workdir / CONFIG
     if not path.is_file():
