@@ -195,10 +195,10 @@ def test_other_groups_and_damaged_checkpoints_are_named(whole_run, tmp_path, cap
     progress = checkpoint / "progress" / "metadata"
     progress.write_text(json.dumps(json.loads(progress.read_text()) | {"groups": 3}))
     runs.train(helpers.tiny_config(), workdir)
-    assert "had the batch in 3 part(s), one per device, and now have" in capsys.readouterr().out
+    assert "begun on 3 device(s), resumed on 1: batch norm and mixing" in capsys.readouterr().out
     for path in checkpoint.rglob("d/*"):
         path.write_bytes(path.read_bytes()[:9])
-    with pytest.raises(StorageError, match=r"checkpoints/12 cannot be read: .* goes on from"):
+    with pytest.raises(StorageError, match=r"checkpoints/12 cannot be read: .* delete it to"):
         runs.evaluate(workdir)
     assert runs.evaluate(workdir, "9")["step"] == 9
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in DIR/checkpoints: the best and the last few, written asynchronously."""
+"""Checkpoints of a run in ``DIR/checkpoints``: the best and the last, written asynchronously."""
 
 import contextlib
 import functools
@@ -18,19 +18,19 @@ FOLDER = "checkpoints"
 
 @functools.cache
 def _write_arrays_whole() -> None:
-    """Let one replica write each array, in all of Orbax.
+    """Make Orbax write each array from one replica, everywhere.
 
-    To let each write a part, Orbax would compile a slice for every array: seconds at the first
-    save, for nothing at the size of these networks.
+    If every replica wrote a part, Orbax would compile a slice per array. This takes seconds at the
+    first save and does not help networks of this size.
     """
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class Checkpoints:
-    """A context manager: leaving it waits for the last write.
+    """Context manager of the checkpoints; its exit waits for the last write.
 
-    ``read_only``: for reading beside a run that may be writing, whose half-written ones it leaves.
+    ``read_only``: read while a run may be writing; leave unfinished checkpoints alone.
     """
 
     def __init__(self, workdir: Path, *, keep_last: int, best_metric: str, read_only: bool = False):
@@ -60,18 +60,18 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        stored = kind is None or issubclass(kind, PreemptedError)  # else that error comes first
+        stored = kind is None or issubclass(kind, PreemptedError)  # else that error is raised
         with self._storage_errors() if stored else contextlib.suppress(Exception):
             self._manager.close()
 
     def save(self, state: TrainState, metrics: dict[str, float] | None, loop_state: dict) -> None:
-        """Begin to write the state at its step, with the figures of its evaluation, if any.
+        """Begin to write the state at its step, with the metrics of its evaluation, if any.
 
         Args:
-          loop_state: JSON that ``restore`` gives back.
+          loop_state: JSON that ``restore`` returns.
 
         Raises:
-          StorageError: if this or the save before it failed.
+          StorageError: if this save or the one before it failed.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(loop_state)
@@ -91,19 +91,19 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax's storage layers raise many kinds
             raise StorageError(
-                f"a checkpoint could not be written to {self._manager.directory}: {error}; the "
-                f"last whole one is of step {latest_step(self._workdir)}"
+                f"a checkpoint cannot be written to {self._manager.directory}: {error}; the last "
+                f"complete one is of step {latest_step(self._workdir)}"
             ) from error
 
     def any(self) -> bool:
-        """Whether there is a checkpoint to restore."""
+        """Return whether there is a checkpoint to restore."""
         return self._manager.latest_step() is not None
 
     def restore(self, state: TrainState, which: str = "last") -> tuple[TrainState, dict]:
-        """The stored state, laid out like ``state``, and the loop state saved with it.
+        """Restore a state, sharded like ``state``, and the loop state saved with it.
 
         Args:
-          state: as the stored one, abstract or not.
+          state: a state like the stored one, abstract or not.
           which: ``last``, ``best`` or a step.
 
         Raises:
@@ -113,18 +113,20 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         step = self._find(which, steps)
         if step not in steps:
-            raise InputError(f"no checkpoint {which!r} in {self._manager.directory}; {steps=}")
+            raise InputError(
+                f"no checkpoint {which!r} in {self._manager.directory}; there are steps {steps!r}"
+            )
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
             progress=ocp.args.JsonRestore(),
         )
         try:
             restored = self._manager.restore(step, args=args)
-        except Exception as error:  # as many kinds as when writing
+        except Exception as error:  # Orbax raises many kinds here too
             folder = self._manager.directory / str(step)
             raise StorageError(
-                f"checkpoint {folder} cannot be read: {error}; without that folder the run goes "
-                f"on from another of {steps=}"
+                f"checkpoint {folder} cannot be read: {error}; delete it to resume from an earlier "
+                f"checkpoint; there are steps {steps!r}"
             ) from error
         return restored["state"], restored["progress"]
 
@@ -137,7 +139,7 @@ class Checkpoints:
 
 
 def latest_step(workdir: Path) -> int | None:
-    """Step of the last whole checkpoint, None without one."""
+    """Return the step of the last complete checkpoint, or None."""
     folder = workdir.resolve() / FOLDER
     if not folder.is_dir():
         return None
@@ -146,7 +148,7 @@ def latest_step(workdir: Path) -> int | None:
 
 
 def latest_folder(workdir: Path) -> Path:
-    """Where the state of the last whole checkpoint is.
+    """Return the folder of the state of the last complete checkpoint.
 
     Raises:
       InputError: if there is none.
@@ -158,19 +160,19 @@ def latest_folder(workdir: Path) -> Path:
 
 
 def save_variables(folder: Path, variables: dict) -> None:
-    """Write ``{"params", "batch_stats"}`` alone."""
+    """Write only ``{"params", "batch_stats"}``."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.resolve(), variables)
 
 
 def restore_variables(folder: Path) -> dict:
-    """``{"params", "batch_stats"}`` of what is stored in a folder, as NumPy arrays.
+    """Read ``{"params", "batch_stats"}`` from a folder, as NumPy arrays.
 
-    Of a run's state the moving average if it has one; nothing else is read, so that neither data
-    set nor optimiser is needed.
+    From the state of a run, reads the moving average if there is one, and nothing else, so that
+    neither data set nor optimiser is needed.
 
     Raises:
-      InputError: if they are not there.
+      InputError: if the folder does not hold them.
     """
     folder = folder.resolve()
     with ocp.PyTreeCheckpointer() as checkpointer:
