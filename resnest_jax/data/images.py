@@ -15,45 +15,47 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 def decode(record: dict[str, Any]) -> np.ndarray:
-    """Decode a record's image to uint8 (H, W, 3), RGB.
+    """Decode the image of a record to uint8 (H, W, 3), RGB.
 
     Grey and palette images become RGB, alpha is dropped, 16 bits keep the upper 8. The EXIF
     orientation is ignored, as the usual ImageNet pipelines do.
 
     Raises:
-      InputError: if the bytes are not a whole image; the message names record["key"].
+      InputError: if the bytes are not a complete image; the message names ``record["key"]``.
     """
     encoded = np.frombuffer(record["image"], np.uint8)
     image = None
     if encoded.size and not _is_cut_off(record["image"]):  # OpenCV raises on an empty buffer
         image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise InputError(f"cannot decode the image {record['key']}: expected a whole JPEG or PNG")
+        raise InputError(
+            f"cannot decode the image {record['key']}: expected a complete JPEG or PNG file"
+        )
     return image
 
 
 def decode_image(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with its image decoded."""
+    """Return the record with its image decoded."""
     return {**record, "image": decode(record)}
 
 
 def _is_cut_off(encoded: bytes) -> bool:
-    """Whether a JPEG lacks its end; OpenCV would fill the rest with grey, without an error."""
+    """Return whether a JPEG's end is missing; OpenCV would fill it with grey, without an error."""
     return encoded.startswith(JPEG_START) and JPEG_END not in encoded[-1024:]
 
 
 class Images:
-    """Random access to decoded records, for example {"image": (H, W, 3), "label", "key"}.
+    """Random access to decoded records, for example ``{"image": (H, W, 3), "label", "key"}``.
 
-    An unreadable record is replaced by the next readable one: the choice depends on the index
-    alone. Its key goes into the log once, one per line, whichever worker finds it.
+    An unreadable record is replaced by the next readable one; the choice depends only on the
+    index. Its key is written to the log once, one key per line, by the worker that finds it.
 
     Args:
       records: the encoded images.
-      max_unreadable: how many different records may be unreadable, in this process of the run and
-        its workers.
+      max_unreadable: largest number of different unreadable records, in this process of the run
+        and its workers.
       log: file of their keys; None: any unreadable record is an error.
-      decode: from a record to what a transform takes.
+      decode: function from a record to the input of a transform.
 
     Raises:
       InputError: if ``max_unreadable`` is negative.
@@ -82,10 +84,10 @@ class Images:
         raise InputError(f"none of the {len(self)} images can be read")
 
     def read_or_skip(self, index: int) -> dict[str, Any] | None:
-        """The decoded record, None if it cannot be read.
+        """Return the decoded record, or None if it cannot be read.
 
         Raises:
-          InputError: if there are too many of these.
+          InputError: if there are too many unreadable records.
         """
         try:
             return self._decode(self._records[index])
@@ -96,7 +98,7 @@ class Images:
             return None
 
     def _note(self, log: Path, key: str, error: Exception) -> None:
-        """Add the key to the log unless it is there; raise when there are too many."""
+        """Add the key to the log if it is new; raise InputError if there are too many."""
         known = set(log.read_text().splitlines()) if log.exists() else set()
         if key not in known:
             # One small write in append mode: lines of several workers do not mix.

@@ -14,7 +14,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _FOLDER_LAYOUT = (
     "expected PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg (jpg, jpeg, png)"
 )
-# Without an evaluation split of its own, a folder gives every fifth image of each class.
+# Without an evaluation split, every fifth image of each class is held out.
 _HOLD_OUT = 5
 
 
@@ -37,12 +37,12 @@ class FolderRecords:
         return {"image": image, "label": int(self._labels[index]), "key": path}
 
     def key(self, index: int) -> str:
-        """The path."""
+        """Return the path."""
         return self._paths[index]
 
 
 def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
-    """Open a folder of images, with a folder per split or without.
+    """Open a folder of images, with or without one folder per split.
 
     Arguments and errors are those of ``sources.open_dataset``.
     """
@@ -53,8 +53,8 @@ def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
         held_out = _every_fifth_of_each_class(labels)
         if not held_out.any():
             raise InputError(
-                f"no class folder of {root} has the {_HOLD_OUT} images it takes to hold one out "
-                f"for evaluation; {_FOLDER_LAYOUT}"
+                f"no class folder of {root} has the {_HOLD_OUT} images needed to hold one out for "
+                f"evaluation; {_FOLDER_LAYOUT}"
             )
         return Dataset(
             train=FolderRecords([paths[i] for i in np.flatnonzero(~held_out)], labels[~held_out]),
@@ -75,7 +75,7 @@ def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
 
 
 def _split_folder(root: Path, field: str, split: str, auto: tuple[str, ...]) -> Path:
-    """The subfolder of a split: the one named, or the first of ``auto`` that exists."""
+    """Return the subfolder of a split: the named one, or the first of ``auto`` that exists."""
     names = auto if split == "auto" else (split,)
     for name in names:
         if name and (root / name).is_dir():
@@ -117,7 +117,7 @@ def _list_images(
 
 
 def _subfolders(folder: Path) -> list[str]:
-    """Names of the visible subfolders, sorted."""
+    """Return the names of the visible subfolders, sorted."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
@@ -125,6 +125,6 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _every_fifth_of_each_class(labels: np.ndarray) -> np.ndarray:
-    """Mark the fifth, tenth, ... image of each class in sorted labels: no class is used up."""
+    """Mark the fifth, tenth, ... image of each class in sorted labels; no class gets empty."""
     position_in_class = np.arange(len(labels)) - np.searchsorted(labels, labels)
     return position_in_class % _HOLD_OUT == _HOLD_OUT - 1
