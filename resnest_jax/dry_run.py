@@ -1,4 +1,4 @@
-"""What a run would be and whether it can work, found out before it starts."""
+"""Check a run's data, memory, disk and speed before it starts."""
 
 import dataclasses
 import math
@@ -29,21 +29,21 @@ from resnest_jax.workdir import CONFIG, PARAMETERS, check_workdir
 
 FOLDER = "dry_run"
 GIB = 2**30
-INPUT_SECONDS = 10.0  # of reading, to know the rate
-STEP_SECONDS = 5.0  # of steps; one that must take longer is not run
+INPUT_SECONDS = 10.0  # for measuring the rate of reading
+STEP_SECONDS = 5.0  # for measuring steps; a step that must take longer is not run
 STEP_RATE, STEP_RATE_BOUND = "step_images_per_second", "step_images_per_second_at_most"
 INPUT_RATE = "input_images_per_second"
 
 
 def dry_run(config: ConfigDict, workdir: Path) -> dict:
-    """Do all that a run does before its second step, and say what it found; returns the report.
+    """Run up to the second step; print and return a report.
 
-    Leaves ``config.json``, ``parameters.txt``, ``schedule.png`` and ``report.json`` in
-    ``workdir/dry_run``, and nothing else.
+    Writes only ``config.json``, ``parameters.txt``, ``schedule.png`` and ``report.json``, in
+    ``workdir/dry_run``.
 
     Raises:
-      InputError: if the run could not work; a single line with every reason that is left when
-        config and data are sound.
+      InputError: if the run cannot work. If config and data are valid, the message gives all other
+        reasons in one line.
     """
     folder = workdir / FOLDER
     config = complete(config)
@@ -62,7 +62,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
         run.pretrained()
         _show("pretrained", {"weights": config.pretrained.weights})
     compiled, memory = compile_step(run)
-    report |= _show("memory of a device, GiB", memory)
+    report |= _show("memory per device, GiB", memory)
     report |= _show("disk, GiB", _disk(run, config, workdir))
     fits = memory.get("needed_gib", 0) <= memory.get("available_gib", 0)
     if fits:
@@ -77,13 +77,14 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     problems = []
     if not fits:
         problems.append(
-            f"a step needs {memory['needed_gib']} GiB of {memory['available_gib']} GiB on each of "
-            f"{jax.device_count()} device(s): lower batch_size {config.batch_size}, raise "
-            f"parallel.accumulate {config.parallel.accumulate}, set model.remat or use more devices"
+            f"a step needs {memory['needed_gib']} GiB, more than the {memory['available_gib']} GiB "
+            f"on each of {jax.device_count()} device(s): lower batch_size {config.batch_size}, "
+            f"raise parallel.accumulate {config.parallel.accumulate}, set model.remat or use more "
+            "devices"
         )
     if report["checkpoints_gib"] > report["free_gib"]:
         problems.append(
-            f"{workdir} has {report['free_gib']} GiB free and the checkpoints take "
+            f"{workdir} has {report['free_gib']} GiB free, but the checkpoints need "
             f"{report['checkpoints_gib']} GiB: lower checkpoint.keep_last or use another disk"
         )
     if problems:
@@ -92,7 +93,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
 
 
 def _describe(run: Run, config: ConfigDict, workdir: Path, folder: Path) -> None:
-    """Config, parameters and schedule, on the screen and in the folder."""
+    """Print the config and the parameters; write both and the schedule to the folder."""
     with writing("workdir", workdir):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config.to_dict())
@@ -111,15 +112,15 @@ def _show(title: str, values: dict) -> dict:
 
 
 def _measure_input(config: ConfigDict, folder: Path) -> tuple[HostBatch, dict]:
-    """Read training images for some seconds, and one batch to evaluate; returns a batch too."""
+    """Read an evaluation batch, then training batches for some seconds; return one and the rate."""
     small = complete(config)
     least = jax.device_count() * config.parallel.accumulate
-    # A whole batch may take longer than there is time; the rate does not depend on its size.
+    # A full batch may take too long; the rate does not depend on the batch size.
     small.batch_size = min(config.batch_size, least * math.ceil(32 / least))
     batches = recipe.build(small, folder).batches
     next(batches.eval())
     stream = batches.train(0)
-    batch = next(stream)  # by then the workers have started
+    batch = next(stream)  # starts the workers
     begun, images = time.perf_counter(), 0
     while time.perf_counter() - begun < INPUT_SECONDS and images < batches.num_train:
         images += len(next(iter(next(stream).values())))
@@ -134,7 +135,7 @@ def _measure_input(config: ConfigDict, folder: Path) -> tuple[HostBatch, dict]:
 
 
 def compile_step(run: Run) -> tuple[jax.stages.Compiled, dict]:
-    """The training step, and its memory on one device against what there is."""
+    """Compile the training step; return it with the memory needed and available per device."""
     begun = time.perf_counter()
     compiled = jit_train_step(run).lower(abstract_state(run), abstract_batch(run)).compile()
     seconds = time.perf_counter() - begun
@@ -155,7 +156,7 @@ def compile_step(run: Run) -> tuple[jax.stages.Compiled, dict]:
 
 
 def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of the largest batch."""
+    """Return shapes, dtypes and shardings of the largest training batch."""
 
     def size(spec: dict[str, jax.ShapeDtypeStruct]) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in spec.values())
@@ -168,7 +169,7 @@ def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _device_memory() -> int:
-    """Bytes that a device has; CPU devices share the machine's."""
+    """Return the memory of one device in bytes; CPU devices share the machine's memory."""
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit:
@@ -177,7 +178,7 @@ def _device_memory() -> int:
 
 
 def _disk(run: Run, config: ConfigDict, workdir: Path) -> dict:
-    """The checkpoints kept, the best one and the one being written, against what is free."""
+    """Return the size of all checkpoints (kept, best and in progress) and the free space."""
     state = abstract_state(run)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     count = config.checkpoint.keep_last + 2
@@ -188,12 +189,12 @@ def _disk(run: Run, config: ConfigDict, workdir: Path) -> dict:
 
 
 def _measure_step(run: Run, batch: HostBatch, compiled: jax.stages.Compiled) -> dict:
-    """Images a second of the step: measured, or bounded from its arithmetic if that is slow."""
+    """Measure the images per second of the step, or bound them by its FLOPs if it is slow."""
     analysis = compiled.cost_analysis() or {}
     seconds = analysis.get("flops", 0.0) / _matmul_rate()
     if jax.default_backend() == "cpu":
-        seconds *= jax.local_device_count()  # they share the cores
-    # Steps are exchanges between the processes: all do as many.
+        seconds *= jax.local_device_count()  # CPU devices share the cores
+    # The processes communicate in a step, so all must run the same number of steps.
     measured = _agreed(seconds < STEP_SECONDS)
     if measured:
         state = initial_state(dataclasses.replace(run, pretrained=None))
@@ -205,14 +206,14 @@ def _measure_step(run: Run, batch: HostBatch, compiled: jax.stages.Compiled) -> 
             loss = float(metrics["loss"])
             times.append(time.perf_counter() - begun)
         if not math.isfinite(loss):
-            raise InputError(f"the loss of step {len(times)} is {loss}")
+            raise InputError(f"the loss of step {len(times)} is {loss}; lower the learning rate")
         seconds = min(times)
     rate = STEP_RATE if measured else STEP_RATE_BOUND
     return {rate: round(run.options.batch_size / seconds, 1), "step_seconds": round(seconds, 3)}
 
 
 def _fill(specs: dict[str, jax.ShapeDtypeStruct], batch: HostBatch) -> HostBatch:
-    """This process's part of a batch of the given shapes, with the values of another, repeated."""
+    """Make this process's part of a batch of the given shapes by repeating values of ``batch``."""
     count = jax.process_count()
     return {
         name: np.resize(batch[name], (leaf.shape[0] // count, *leaf.shape[1:]))
@@ -221,12 +222,12 @@ def _fill(specs: dict[str, jax.ShapeDtypeStruct], batch: HostBatch) -> HostBatch
 
 
 def _agreed(decision: bool) -> bool:
-    """What the main process decides."""
+    """Broadcast the main process's decision."""
     return bool(multihost_utils.broadcast_one_to_all(np.int32(decision)))
 
 
 def _matmul_rate() -> float:
-    """Floating-point operations a second of a matrix product on one device."""
+    """Measure floating-point operations per second of a matrix product on one device."""
     size = 2048
     x = jnp.ones((size, size))
     product = jax.jit(jnp.matmul)

@@ -21,20 +21,20 @@ TASKS: dict[str, ModuleType] = {"classification": classification}
 
 
 def build(config: ConfigDict, workdir: Path | None = None) -> Run:
-    """Check the config and open everything that it names.
+    """Check a config and build its run, with its data set opened.
 
     Args:
       config: complete or not, see ``config.complete``.
       workdir: directory for the list of unreadable records; None: any such record is an error.
 
     Raises:
-      InputError: if a key is unknown or out of range, or what it names is not there.
+      InputError: if a key is unknown, a value is out of range, or a file or data set is missing.
     """
     config = complete(config)
     task = TASKS[config.task]
     _check(config)
-    task.check(config)  # before a data set is prepared in vain
-    with main_first():  # which may have to prepare it
+    task.check(config)  # first, since preparing a data set is slow
+    with main_first():  # it may prepare the data set
         dataset = task.open_dataset(config)
     steps_per_epoch = len(dataset.train) / config.batch_size
     parts = task.build(config, dataset, steps_per_epoch, workdir)
@@ -55,7 +55,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
 def _check(config: ConfigDict) -> None:
     """Raise InputError for a common key that is out of range."""
     if not config.dataset:
-        raise InputError("dataset is missing: a TFDS name, or folder:PATH")
+        raise InputError("dataset is missing; set it to a TFDS name or folder:PATH")
     if config.log_every_steps <= 0:
         raise InputError(f"log_every_steps must be positive; got {config.log_every_steps}")
     if not 0 <= config.optimizer.ema_decay < 1:
@@ -72,15 +72,15 @@ def _check(config: ConfigDict) -> None:
 
 
 def in_steps(name: str, epochs: float, steps: int, steps_per_epoch: float) -> int:
-    """A length in steps: of a positive number of steps, else of a positive number of epochs.
+    """Return a length in steps: ``steps`` if positive, else that of ``epochs``.
 
     Raises:
-      InputError: if neither is positive and finite.
+      InputError: if one is negative or not finite, or both are 0.
     """
     if steps < 0 or not 0 <= epochs < math.inf or not (steps or epochs):
         by_steps, by_epochs = name.format("steps"), name.format("epochs")
         raise InputError(
-            f"{by_epochs} must be positive, or {by_steps}, which wins over it; got {by_epochs} "
+            f"{by_epochs} must be positive, or {by_steps}, which takes precedence; got {by_epochs} "
             f"{epochs} and {by_steps} {steps}"
         )
     return steps or max(1, round(epochs * steps_per_epoch))
@@ -115,7 +115,7 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> o
             f"{section.warmup_epochs} and {section.warmup_steps}"
         )
     warmup_steps = section.warmup_steps or round(section.warmup_epochs * steps_per_epoch)
-    per_unit = 1 if config.steps else steps_per_epoch  # of the boundaries
+    per_unit = 1 if config.steps else steps_per_epoch  # unit of the boundaries
     return make_schedule(
         kind=section.schedule,
         base_learning_rate=section.base_learning_rate,

@@ -1,4 +1,4 @@
-"""Runs on disk: train one from its config, evaluate what it stored."""
+"""Train a run from its config; evaluate its stored checkpoints."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir, load_config
 
 
 def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> dict:
-    """Train what the config describes in ``workdir``, from its last checkpoint if it has one.
+    """Train the run of a config in ``workdir``, or resume it from its last checkpoint.
 
-    Leaves ``config.json``, ``parameters.txt``, ``metrics.jsonl``, TensorBoard events,
-    ``checkpoints/``, ``curves.png`` and ``summary.json``, whose content it returns (in the main
-    process; an empty one in others).
+    Writes ``config.json``, ``parameters.txt``, ``metrics.jsonl``, TensorBoard events,
+    ``checkpoints/``, ``curves.png`` and ``summary.json``. Returns the summary in the main process,
+    an empty one in others.
 
     Args:
       from_step: go back to the checkpoint of this step; the sections and keys of
@@ -33,10 +33,10 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
         are kept under other names.
 
     Raises:
-      InputError: if the config, the data set or the directory is not usable.
-      DivergenceError: if loss or gradient turn non-finite; the last checkpoint is kept.
-      PreemptedError: after SIGTERM, once the step that was under way is stored.
-      StorageError: if the disk is full; the last whole checkpoint is kept.
+      InputError: if the config, the data set or the directory cannot be used.
+      DivergenceError: if a loss or gradient is not finite; the last checkpoint is kept.
+      PreemptedError: after SIGTERM, with the current step finished and saved.
+      StorageError: if the disk is full; the last complete checkpoint is kept.
     """
     config = complete(config)
     run = recipe.build(config, workdir)
@@ -45,7 +45,9 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
         try:
             return _train(run, config, workdir, from_step)
         except OSError as error:
-            raise StorageError(f"the run in {workdir} was stopped: {error}") from error
+            raise StorageError(
+                f"the run in {workdir} stopped: {error}; fix this and run the same command again"
+            ) from error
 
 
 def _train(run: Run, config: ConfigDict, workdir: Path, from_step: int | None) -> dict:
@@ -63,34 +65,34 @@ def _train(run: Run, config: ConfigDict, workdir: Path, from_step: int | None) -
 
 
 def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
-    """Write the table of parameters; say what is about to run."""
+    """Write the table of parameters; print a summary of the run."""
     (workdir / PARAMETERS).write_text(parameter_table(run) + "\n")
     for note in run.notes:
         print(note)
     print(
-        f"{config.model.name} on {config.dataset}: {run.batches.num_train} images to train on, "
-        f"{run.batches.num_eval} to evaluate; {run.options.total_steps} steps of "
-        f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s) of "
+        f"{config.model.name} on {config.dataset}: {run.batches.num_train} training images, "
+        f"{run.batches.num_eval} evaluation images; {run.options.total_steps} steps of "
+        f"{config.batch_size} images on {jax.device_count()} {jax.default_backend()} device(s) in "
         f"{jax.process_count()} process(es)",
         flush=True,
     )
 
 
 def parameter_table(run: Run) -> str:
-    """Name, shape and size of every parameter."""
+    """Return a table of the name, shape and size of every parameter."""
     variables = jax.eval_shape(run.task.init, jax.random.key(0))
     return parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
 
 
 def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
-    """Accuracy of a stored checkpoint: ``last``, ``best`` or a step.
+    """Evaluate a stored checkpoint: ``last``, ``best`` or a step.
 
     Raises:
-      InputError: if there is no run or no such checkpoint in ``workdir``.
+      InputError: if ``workdir`` does not hold a run or the checkpoint.
     """
     config = load_config(workdir)
     run = recipe.build(config, workdir)
-    latest_folder(workdir)  # there must be one
+    latest_folder(workdir)  # an error if there is none
     with open_checkpoints(run, config, workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(abstract_state(run), checkpoint)
     results = make_evaluate(run)(state)
@@ -100,7 +102,7 @@ def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
 def open_checkpoints(
     run: Run, config: ConfigDict, workdir: Path, read_only: bool = False
 ) -> Checkpoints:
-    """The checkpoints of a run, to be used in a ``with`` block."""
+    """Open the checkpoints of a run, for a ``with`` block."""
     keep_last = config.checkpoint.keep_last
     return Checkpoints(
         workdir, best_metric=run.task.best_metric, keep_last=keep_last, read_only=read_only

@@ -1,4 +1,4 @@
-"""The directory of a run: names of its files, and the config in it."""
+"""The directory of a run: its file names and its config."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FRE
       free: sections and keys that may differ. A folder of images may be elsewhere, too.
 
     Raises:
-      InputError: if there are such checkpoints; the message names every key that differs.
+      InputError: if it has; the message names every key that differs.
     """
     if latest_step(workdir) is None:
         return
@@ -73,7 +73,7 @@ def load_config(workdir: Path) -> ConfigDict:
     """Return the completed config of the run in ``workdir``.
 
     Raises:
-      InputError: if there is none, or it is not a config.
+      InputError: if it is missing or not a config.
     """
     path = workdir / CONFIG
     if not path.is_file():

@@ -279,9 +279,9 @@ def test_everything_together_is_reproducible(crop, policy):
     [
         ({"crop": "random"}, r"augment.crop must be one of .*'inception'.*got 'random'"),
         ({"policy": "auto"}, "augment.policy must be one of .*got 'auto'"),
-        ({"policy_magnitude": 31}, r"augment.policy_magnitude must be in \[0, 30\], got 31"),
-        ({"jitter": -0.1}, r"augment.jitter must be in \[0, 1\], got -0.1"),
-        ({"erasing": 2.0}, r"augment.erasing must be in \[0, 1\], got 2.0"),
+        ({"policy_magnitude": 31}, r"augment.policy_magnitude must be in \[0, 30\]; got 31"),
+        ({"jitter": -0.1}, r"augment.jitter must be in \[0, 1\]; got -0.1"),
+        ({"erasing": 2.0}, r"augment.erasing must be in \[0, 1\]; got 2.0"),
     ],
 )
 def test_bad_fields_are_named(fields, message):

@@ -87,7 +87,7 @@ def test_damage_of_a_checkpoint_that_is_asked_for_is_an_error(whole, tmp_path):
     with pytest.raises(StorageError, match=r"checkpoints/24 is damaged: state/_METADATA"):
         restore(workdir, "24")
     flip(workdir / "checkpoints" / "18" / "state" / "_METADATA")
-    with pytest.raises(StorageError, match=r"no checkpoint in .* is whole; delete the folder"):
+    with pytest.raises(StorageError, match=r"no checkpoint in .* is complete; delete the folder"):
         restore(workdir)
 
 

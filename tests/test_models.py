@@ -273,7 +273,7 @@ def test_a_single_image_cannot_train():
     model = resnest_jax.create_model("resnest14")
     variables = jax.jit(model.init)(jax.random.key(0), images)
     jax.eval_shape(model.apply, variables, images)
-    with pytest.raises(InputError, match=r"conv2/bn1.* single value a channel"):
+    with pytest.raises(InputError, match=r"conv2/bn1.* single value per channel"):
         model.apply(variables, images, train=True, mutable=["batch_stats"])
 
 

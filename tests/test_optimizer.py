@@ -380,7 +380,7 @@ def test_bad_optimizers_are_named(fields, message):
         ({"lr_mults": (("^tail/", 2.0),)}, r"optimizer.lr_mults '\^tail/' matches no parameter;"),
         (
             {"lr_mults": (("^head/", 2.0), ("^head/bias$", 3.0))},
-            r"'\^head/bias\$' matches no parameter that none before it matches",
+            r"'\^head/bias\$' matches no parameter left by earlier patterns",
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_lengths_in_steps_win_over_epochs():
     assert (run.options.total_steps, run.options.eval_every) == (100, 7)
     np.testing.assert_allclose(run.schedule(11), 0.4 * 240 / 256, rtol=1e-6)
     assert len(next(run.batches.eval())["label"]) == 360
-    with pytest.raises(InputError, match="epochs must be positive, or steps, which wins over it"):
+    with pytest.raises(InputError, match="epochs must be positive, or steps, which takes precede"):
         recipe.build(helpers.tiny_config(epochs=0.0))
     with pytest.raises(InputError, match="eval_every_epochs must be positive"):
         recipe.build(helpers.tiny_config(eval_every_epochs=float("nan")))

@@ -202,7 +202,7 @@ def test_other_groups_are_named(whole_run, tmp_path, capsys):
     progress = checkpoint / "progress" / "metadata"
     progress.write_text(json.dumps(json.loads(progress.read_text()) | {"groups": 3}))
     runs.train(helpers.tiny_config(), workdir)
-    assert "had the batch in 3 part(s), one per device, and now have" in capsys.readouterr().out
+    assert "begun on 3 device(s), resumed on 1: batch norm and mixing" in capsys.readouterr().out
 
 
 @with_whole_run

@@ -1,7 +1,7 @@
-"""Configs: every key of every task, its default and what it is for.
+"""Configs: all keys of every task, with their defaults.
 
-A recipe in ``configs/`` states what differs from ``default_config(task)``. ``complete`` gives all
-keys of a stored or a hand-written config, old ones included.
+A recipe in ``configs/`` sets only what differs from ``default_config(task)``. ``complete`` returns
+all keys for a stored or hand-written config, also for an old one.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ from resnest_jax.config.classification import classification_keys
 from resnest_jax.config.common import common_keys
 from resnest_jax.errors import InputError
 
-# Task -> its keys besides the common ones; sections of the same name are merged.
+# Task -> its own keys; a section with the name of a common section is merged with it.
 TASKS: dict[str, Callable[[], dict[str, Any]]] = {"classification": classification_keys}
-# Old key -> new key, of stored configs.
+# Old key -> new key, for stored configs.
 RENAMED = {"model.expression": "model.implementation"}
 # Sections and keys that do not affect results: they may change when a run is resumed.
 FREE_SECTIONS = ("loader", "checkpoint", "log_every_steps")
@@ -34,12 +34,12 @@ _TYPES = {
 
 
 def default_config(task: str) -> ConfigDict:
-    """Return all keys of a task with their defaults, locked.
+    """Return the default config of a task, locked.
 
     Raises:
-      InputError: if there is no such task.
+      InputError: if the task is unknown.
     """
-    if task not in list(TASKS):  # a list: what is given may be unhashable
+    if task not in list(TASKS):  # a list, since the value may be unhashable
         raise InputError(f"config.task must be one of {', '.join(TASKS)}; got {task!r}")
     config = ConfigDict(common_keys())
     config.update(TASKS[task]())
@@ -50,12 +50,12 @@ def default_config(task: str) -> ConfigDict:
 def complete(values: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     """Return the defaults of the config's task, updated with the given values.
 
-    Lists become tuples, and integers become floats where the default is one. The result is a new
+    Lists become tuples; integers become floats if the default is a float. The result is a new
     config, locked.
 
     Args:
-      values: a config, complete or not, in sections or by dotted key, or what JSON gives back of
-        one. Old names of keys are understood.
+      values: a config, complete or not, in sections or by dotted key; it may be read from JSON and
+        have old names of keys.
 
     Raises:
       InputError: if the task or a key is unknown, or a value is of the wrong type.
@@ -63,7 +63,7 @@ def complete(values: Mapping[str, Any] | ConfigDict) -> ConfigDict:
     given = flatten(values)
     for old, new in RENAMED.items():
         if old in given and new in given:
-            raise InputError(f"config.{old} is now config.{new}, which is given too; remove it")
+            raise InputError(f"config.{old} is now config.{new}; both are set: remove the first")
         if old in given:
             given[new] = given.pop(old)
     config = default_config(given.get("task", "classification"))
@@ -84,13 +84,13 @@ def flatten(values: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
 
 
 def differences(config: ConfigDict) -> dict[str, Any]:
-    """Return the values, by dotted key, that are not the defaults of the config's task."""
+    """Return the values that differ from the defaults of the config's task, by dotted key."""
     defaults = flatten(default_config(config.task))
     return {key: value for key, value in flatten(config).items() if value != defaults[key]}
 
 
 def model_fields(config: ConfigDict) -> dict[str, Any]:
-    """Return what ``create_model`` takes of ``config.model``: the name and the fields given."""
+    """Return the arguments of ``create_model`` in ``config.model``: name and given fields."""
     fields = config.model.to_dict()
     return {k: v for k, v in fields.items() if v is not None}
 
@@ -122,7 +122,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _checked(name: str, value: Any, kind: type, optional: bool) -> Any:
-    """Return the value as the kind that the default is of."""
+    """Return the value with the type of its default."""
     if value is None and optional:
         return None
     allowed = {float: (int, float), object: (int, tuple)}.get(kind, kind)

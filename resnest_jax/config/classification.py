@@ -1,4 +1,4 @@
-"""Keys of classification besides the common ones, with their defaults, which never change."""
+"""Keys of classification without the common ones, and their defaults, which never change."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 
 def classification_keys() -> dict[str, Any]:
-    """Keys and defaults of classification."""
+    """Return the keys of classification with their defaults."""
     return {
         "model": resnest_keys(),
-        # Side of the training images, or pairs (epoch, side) from epoch 0 on: ((0, 128), (5, 160)).
+        # Side of the training images, or pairs (epoch, side) from epoch 0: ((0, 128), (5, 160)).
         "image_size": FieldReference(224, field_type=object),
         "eval_image_size": 224,
         # Part of a test image: "whole", "authors" or a fraction of its short side ("0.875").
@@ -33,18 +33,18 @@ def classification_keys() -> dict[str, Any]:
         },
         "mix": {
             "mixup": 0.0,  # a of Beta(a, a); 0: none
-            "cutmix": 0.0,  # likewise; with both, one of them per batch or image
+            "cutmix": 0.0,  # a of Beta(a, a); with both, one of them per batch or image
             "per_sample": False,  # one draw per image, not per batch
         },
     }
 
 
 def resnest_keys() -> dict[str, Any]:
-    """Name and fields of a ``ResNeSt``; None is the value of the named model."""
+    """Return the name and fields of a ``ResNeSt``; None means the value of the named model."""
     return {
         "name": "resnest50",
         "stage_sizes": placeholder(tuple),  # blocks in stages 1 to 4
-        "num_classes": placeholder(int),  # None: those of the data set
+        "num_classes": placeholder(int),  # None: the number of the data set
         "radix": placeholder(int),
         "cardinality": placeholder(int),
         "bottleneck_width": placeholder(int),
@@ -63,7 +63,7 @@ def resnest_keys() -> dict[str, Any]:
         "remat": (),  # stages to recompute in the backward pass: (1, 2) saves memory
         "zero_init_last": True,  # each block starts as its shortcut
         "implementation": "auto",  # of grouped convolutions
-        "platform": placeholder(str),  # that "auto" picks for; None: where the program runs
+        "platform": placeholder(str),  # target of "auto"; None: where the program runs
         "dtype": "float32",  # of activations; "bfloat16" on a GPU or TPU
         "frozen_stages": 0,  # n: the stem and stages 1 to n are not trained
     }

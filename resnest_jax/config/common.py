@@ -1,14 +1,14 @@
 """Keys of every task, with their defaults.
 
-A default never changes: a stored config that lacks a key gets it. The default of a new key is
-what the code did before the key existed.
+A default never changes, because a stored config without the key gets it. The default of a new key
+is the behaviour before the key existed.
 """
 
 from typing import Any
 
 
 def common_keys() -> dict[str, Any]:
-    """Keys and defaults that all tasks share."""
+    """Return the keys that all tasks share, with their defaults."""
     return {
         "task": "classification",
         "seed": 0,
@@ -16,13 +16,13 @@ def common_keys() -> dict[str, Any]:
         "dataset": "",
         "train_split": "auto",
         "eval_split": "auto",
-        # Images per training step, of all devices together.
+        # Images per training step, over all devices.
         "batch_size": 256,
-        # Length of the run. Positive steps win over epochs; one of the two must be positive.
+        # Length of the run: the steps if positive, else the epochs; one must be positive.
         "epochs": 0.0,
         "steps": 0,
         "log_every_steps": 50,
-        # Evaluate and save a checkpoint this often. Positive steps win over epochs.
+        # Evaluate and save a checkpoint this often: the steps if positive, else the epochs.
         "eval_every_epochs": 1.0,
         "eval_every_steps": 0,
         # weights: "none", "published" (fetched by the model's name) or a path; train: "all" or
@@ -33,17 +33,17 @@ def common_keys() -> dict[str, Any]:
             "batch_size": 0,  # images per evaluation step; 0: batch_size // parallel.accumulate
         },
         "parallel": {
-            "batch_norm": "global",  # statistics of all devices together, or of each: "device"
+            "batch_norm": "global",  # statistics over all devices; "device": per device
             "accumulate": 1,  # parts of a batch, one after the other: less memory
-            "shard_optimizer": False,  # each device keeps a part of the optimiser's state
+            "shard_optimizer": False,  # shard the optimiser's state over the devices
         },
         "loader": {
             "workers": 0,  # processes that read images; 0: threads of the trainer
-            "max_unreadable": 0,  # images that may be unreadable before the run stops
+            "max_unreadable": 0,  # unreadable images to skip before the run stops
         },
         "checkpoint": {
             "keep_last": 2,  # the best one is kept too
-            "every_steps": 0,  # save this often, and at every evaluation; 0: only then
+            "every_steps": 0,  # save this often and at evaluations; 0: only at evaluations
         },
     }
 
@@ -51,13 +51,13 @@ def common_keys() -> dict[str, Any]:
 def _optimizer_keys() -> dict[str, Any]:
     return {
         "name": "sgd",  # or "lamb"
-        "base_learning_rate": 0.1,  # of 256 images; scaled by batch_size / 256
-        "momentum": 0.9,  # of LAMB: beta 1
+        "base_learning_rate": 0.1,  # for a batch of 256; scaled by batch_size / 256
+        "momentum": 0.9,  # for LAMB: beta 1
         "nesterov": False,
         "weight_decay": 0.0,
         "ema_decay": 0.0,  # of a moving average of the weights, which is evaluated; 0: none
         "schedule": "cosine",  # "cosine" and "poly" end at 0; "steps" falls at the boundaries
-        # Linear warm-up. Positive steps win over epochs.
+        # Linear warm-up: the steps if positive, else the epochs.
         "warmup_epochs": 0.0,
         "warmup_steps": 0,
         "warmup_start": 0.0,  # fraction of the rate at step 0

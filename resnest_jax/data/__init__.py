@@ -1,1 +1,1 @@
-"""From a data set's name to batches of images: sources, transforms, loader."""
+"""Make batches of images from a data set's name: sources, transforms, loader."""

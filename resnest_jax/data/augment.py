@@ -1,4 +1,4 @@
-"""Random changes to a decoded image, uint8 (H, W, 3) RGB, each a function of its own."""
+"""Random changes to a decoded image, uint8 (H, W, 3) RGB, one function for each."""
 
 import math
 
@@ -16,9 +16,9 @@ JITTERED = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def random_shift(image: np.ndarray, rng: np.random.Generator, fraction: float) -> np.ndarray:
-    """Moves a (H, W, C) image by whole pixels, uniform up to round(fraction * side) either way.
+    """Move a (H, W, C) image by whole pixels, uniform up to +- ``round(fraction * side)``.
 
-    Each axis is drawn on its own. The uncovered border is zero, that is black.
+    The axes are drawn independently. The uncovered border is 0, black.
     """
     height, width = image.shape[:2]
     most_y, most_x = round(fraction * height), round(fraction * width)
@@ -32,12 +32,12 @@ def random_shift(image: np.ndarray, rng: np.random.Generator, fraction: float) -
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors a (H, W, C) image left to right with probability one half."""
+    """Mirror a (H, W, C) image left to right with probability 1/2."""
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Brightness, contrast and saturation, in random order, by factors of 1 +- strength."""
+    """Change brightness, contrast and saturation, in random order, by factors of 1 +- strength."""
     picture = Image.fromarray(image)
     for index in rng.permutation(len(JITTERED)):
         factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
@@ -46,16 +46,16 @@ def color_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -
 
 
 def random_lighting(image: np.ndarray, rng: np.random.Generator, deviation: float) -> np.ndarray:
-    """Adds one colour to all pixels, normal along the principal components (AlexNet)."""
+    """Add one colour to all pixels, normal along the principal components (AlexNet)."""
     color = COLOR_DIRECTIONS @ (rng.normal(0.0, deviation, 3) * COLOR_DEVIATIONS)
-    scalar = np.array([*color, 0.0])[:, None]  # what OpenCV adds to every pixel
+    scalar = np.array([*color, 0.0])[:, None]  # OpenCV adds it to every pixel
     return cv2.add(np.ascontiguousarray(image), scalar)
 
 
 def random_erasing(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
-    """Fills a box with uniform noise, of 2 to 33 % of the area and aspect ratio 0.3 to 1 / 0.3.
+    """Fill a box of 2 to 33 % of the area and aspect ratio 0.3 to 1 / 0.3 with uniform noise.
 
-    With that probability (arXiv 1708.04896); nothing if ten boxes do not fit.
+    This happens with the given probability (arXiv 1708.04896), and not if ten boxes do not fit.
     """
     if rng.random() >= probability:
         return image

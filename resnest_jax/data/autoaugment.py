@@ -1,4 +1,4 @@
-"""The operators of AutoAugment and RandAugment, by Pillow, and the two policies."""
+"""AutoAugment and RandAugment: the operators, with Pillow, and the two policies."""
 
 import math
 from collections.abc import Callable
@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-FILL = (128, 128, 128)  # what a geometric operator uncovers
+FILL = (128, 128, 128)  # for pixels that a geometric operator uncovers
 LEVELS = 9  # the magnitudes of AutoAugment's paper are 0 to 9
-MAGNITUDES = 30  # those of RandAugment 0 to 30, as in the authors' PyTorch code
+MAGNITUDES = 30  # those of RandAugment are 0 to 30, as in the authors' PyTorch code
 
 Operator = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
@@ -56,7 +56,7 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operator:
 
 
 # Name -> operator(image, strength in [0, 1], rng): the ranges of AutoAugment (arXiv 1805.09501,
-# table 6), the stronger the farther from the image itself.
+# table 6); a larger strength changes the image more.
 OPERATORS: dict[str, Operator] = {
     "shear_x": _shear_x,
     "shear_y": _shear_y,
@@ -74,8 +74,8 @@ OPERATORS: dict[str, Operator] = {
     "sharpness": _enhance(ImageEnhance.Sharpness),
 }
 
-# The ImageNet policy (arXiv 1805.09501, table 9): pairs of (operator, probability, level). The
-# five that come twice do so in the code that trained the published networks.
+# The ImageNet policy (arXiv 1805.09501, table 9): pairs of (operator, probability, level). Five
+# pairs occur twice, as in the code that trained the published networks.
 IMAGENET_POLICY = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("auto_contrast", 0.6, 5)),
@@ -106,7 +106,7 @@ IMAGENET_POLICY = (
 
 
 def auto_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the sub-policies of ImageNet on a uint8 (H, W, 3) image."""
+    """Apply a random sub-policy of ImageNet to a uint8 (H, W, 3) image."""
     picture = Image.fromarray(image)
     for name, probability, level in IMAGENET_POLICY[rng.integers(len(IMAGENET_POLICY))]:
         if rng.random() < probability:
@@ -117,9 +117,9 @@ def auto_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def rand_augment(
     image: np.ndarray, rng: np.random.Generator, layers: int, magnitude: float
 ) -> np.ndarray:
-    """Some operators, drawn with equal chance, on a uint8 (H, W, 3) image (arXiv 1909.13719).
+    """Apply random operators, drawn uniformly, to a uint8 (H, W, 3) image (arXiv 1909.13719).
 
-    Magnitude 30 is the strongest; others count to 10, whose 7 is 21 here.
+    Magnitude 30 is the strongest. Where others count to 10, their 7 is 21 here.
     """
     picture = Image.fromarray(image)
     for name in rng.choice(list(OPERATORS), layers):

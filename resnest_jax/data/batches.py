@@ -1,4 +1,4 @@
-"""The batches of a run: a data set, transforms and an order, put together."""
+"""The batches of a run, from a data set, transforms and an order."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ from resnest_jax.errors import InputError
 
 
 class TrainTransform(Protocol):
-    """A random transform, as ``grain.transforms.RandomMap``, to elements of one shape."""
+    """A random transform, like ``grain.transforms.RandomMap``, to elements of one shape."""
 
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -39,11 +39,11 @@ class TrainTransform(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoaderOptions:
-    """How records are read.
+    """Options for reading records.
 
     Attributes:
-      batch_size, eval_batch_size: images of all processes.
-      seed: of order and augmentation.
+      batch_size, eval_batch_size: images per batch, over all processes.
+      seed: seed of order and augmentation.
       repeats: see ``order.shuffled``.
       workers: see ``loader.train_batches``.
       max_unreadable, unreadable_log: see ``images.Images``.
@@ -59,20 +59,20 @@ class LoaderOptions:
 
 
 class Batches:
-    """Training and evaluation batches, the part of this process.
+    """This process's part of the training and evaluation batches.
 
     Attributes:
       class_names: names of the labels.
-      num_train, num_eval: images in each part.
+      num_train, num_eval: images in each split.
 
     Args:
-      dataset: what ``sources.open_dataset`` returns.
-      train_transforms: pairs (first step, transform), from step 0 on.
-      eval_transform: from a decoded record to an element.
+      dataset: result of ``sources.open_dataset``.
+      train_transforms: pairs (first step, transform), starting at step 0.
+      eval_transform: transform of a decoded record to an element.
       decode: see ``images.Images``.
 
     Raises:
-      InputError: if any of it is out of range.
+      InputError: if a value is out of range.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Batches:
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
     def train(self, start_step: int) -> HostBatches:
-        """Yield training batches without end, from a step on."""
+        """Yield training batches endlessly, starting at a step."""
         order = self._order(grain.MapDataset.source(self._train_images))
         ends = [step for step, _ in self._transforms[1:]] + [None]
         for (_, transform), end in zip(self._transforms, ends, strict=True):
@@ -122,12 +122,12 @@ class Batches:
             start_step = end or 0  # the last transform has no end
 
     def train_keys(self, step: int) -> list[str]:
-        """Record keys of this process's part of the batch of a step, from 0."""
+        """Return the record keys of this process's part of a batch; steps count from 0."""
         elements = self._shard.step_elements(step)
         return [self._records.key(element_at(self._indices, i)) for i in elements]
 
     def train_specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
-        """Every shape of a global training batch, in the order of training."""
+        """Return every shape of a global training batch, in the order of training."""
         return tuple(
             {
                 name: jax.ShapeDtypeStruct((self._shard.batch_size, *leaf.shape), leaf.dtype)

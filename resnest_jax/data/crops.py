@@ -1,4 +1,4 @@
-"""Which part of an image the network sees: boxes cut from the original, and their resizing."""
+"""Crops of an image: boxes in the original image, and their resizing."""
 
 import math
 
@@ -15,7 +15,7 @@ MARGIN = 32  # of the authors' test crop: it keeps size / (size + MARGIN) of the
 
 
 def center_box(height: int, width: int, fraction: float = 1.0) -> Box:
-    """The centred square whose side is a fraction of the short side, at least a pixel."""
+    """Return the centred square whose side is a fraction of the short side, at least one pixel."""
     exact = fraction * min(height, width)
     side = max(round(exact), 1)
     left, top = (round((length - exact) / 2) for length in (width, height))
@@ -23,10 +23,10 @@ def center_box(height: int, width: int, fraction: float = 1.0) -> Box:
 
 
 def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
-    """A box of 8 to 100 % of the area and aspect ratio 3/4 to 4/3, log-uniform.
+    """Draw a box of 8 to 100 % of the area and aspect ratio 3/4 to 4/3, log-uniform.
 
-    After ten boxes that do not fit, the largest centred one with an aspect ratio in that range
-    (arXiv 1409.4842, as in torchvision).
+    After ten boxes that do not fit, returns the largest centred box with an aspect ratio in that
+    range (arXiv 1409.4842, as in torchvision).
     """
     for _ in range(ATTEMPTS):
         area = height * width * rng.uniform(0.08, 1.0)
@@ -41,10 +41,10 @@ def inception_box(rng: np.random.Generator, height: int, width: int) -> Box:
 
 
 def efficientnet_box(rng: np.random.Generator, height: int, width: int, size: int) -> Box:
-    """A box of 10 to 100 % of the area and aspect ratio 3/4 to 4/3, its height uniform.
+    """Draw a box of 10 to 100 % of the area and aspect ratio 3/4 to 4/3, its height uniform.
 
-    After ten boxes that do not fit, the authors' test crop for images of ``size`` pixels: their
-    choice for training crops of 320 pixels and more.
+    After ten boxes that do not fit, returns the authors' test crop for images of ``size`` pixels.
+    This is the authors' choice for training crops of 320 pixels and more.
     """
     area = height * width
     for _ in range(ATTEMPTS):
@@ -65,9 +65,9 @@ def _random_place(rng: np.random.Generator, height: int, width: int, h: int, w: 
 
 
 def resize_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """A box of a (H, W, C) image as (size, size, C): fast, and without aliasing.
+    """Resize a box of a (H, W, C) image to (size, size, C): fast, and without aliasing.
 
-    Shrinking averages over area, enlarging is linear.
+    Shrinking averages over area; enlarging is linear.
     """
     left, top, right, bottom = box
     part = image[top:bottom, left:right]
@@ -79,16 +79,16 @@ def resize_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
 
 
 def resize_box_bicubic(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """A box of a (H, W, 3) image as (size, size, 3), bicubic and antialiased, as Pillow does it."""
+    """Resize a box of a (H, W, 3) image to (size, size, 3), bicubic and antialiased (Pillow)."""
     left, top, right, bottom = box
-    part = Image.fromarray(image[top:bottom, left:right])  # not what is around it
+    part = Image.fromarray(image[top:bottom, left:right])  # without the pixels around it
     return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def resize_and_center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The whole centred square of a (H, W, C) image as (size, size, C).
+    """Resize the whole centred square of a (H, W, C) image to (size, size, C).
 
-    Shrinking averages over area; enlarging is bicubic, for small images that all are object.
+    Shrinking averages over area; enlarging is bicubic, for small images that the object fills.
     """
     height, width = image.shape[:2]
     side = min(height, width)
@@ -101,11 +101,11 @@ def resize_and_center_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def test_crop(image: np.ndarray, size: int, rule: str) -> np.ndarray:
-    """What the network is tested on, (size, size, 3), by one of these rules.
+    """Crop a test image to (size, size, 3) by one of these rules.
 
     ``whole``: the centred square, see ``resize_and_center_crop``; ``authors``: size / (size + 32)
-    of its side, bicubic, as their ``verify.py``; a number such as ``0.875``: that fraction of its
-    side, bicubic.
+    of its side, bicubic, as in their ``verify.py``; a number such as ``0.875``: that fraction of
+    its side, bicubic.
     """
     fraction = crop_fraction(rule, size)
     if fraction is None:
@@ -115,10 +115,10 @@ def test_crop(image: np.ndarray, size: int, rule: str) -> np.ndarray:
 
 
 def crop_fraction(rule: str, size: int) -> float | None:
-    """The fraction of the short side that a rule keeps; None is all of it.
+    """Return the fraction of the short side that a rule keeps; None is all of it.
 
     Raises:
-      InputError: if there is no such rule.
+      InputError: if the rule is unknown.
     """
     if rule == "whole":
         return None

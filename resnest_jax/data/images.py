@@ -11,17 +11,17 @@ from resnest_jax.errors import InputError
 
 
 class Images:
-    """Random access to decoded records, for example {"image": (H, W, 3), "label", "key"}.
+    """Random access to decoded records, for example ``{"image": (H, W, 3), "label", "key"}``.
 
-    An unreadable record is replaced by the next readable one: the choice depends on the index
-    alone. Its key goes into the log once, one per line, whichever worker finds it.
+    An unreadable record is replaced by the next readable one; the choice depends only on the
+    index. Its key is written to the log once, one key per line, by the worker that finds it.
 
     Args:
       records: the encoded images.
-      max_unreadable: how many different records may be unreadable, in this process of the run and
-        its workers.
+      max_unreadable: largest number of different unreadable records, in this process of the run
+        and its workers.
       log: file of their keys; None: any unreadable record is an error.
-      decode: from a record to what a transform takes.
+      decode: function from a record to the input of a transform.
 
     Raises:
       InputError: if ``max_unreadable`` is negative.
@@ -50,10 +50,10 @@ class Images:
         raise InputError(f"none of the {len(self)} images can be read")
 
     def read_or_skip(self, index: int) -> dict[str, Any] | None:
-        """The decoded record, None if it cannot be read.
+        """Return the decoded record, or None if it cannot be read.
 
         Raises:
-          InputError: if there are too many of these.
+          InputError: if there are too many unreadable records.
         """
         try:
             return self._decode(self._records[index])
@@ -64,7 +64,7 @@ class Images:
             return None
 
     def _note(self, log: Path, key: str, error: Exception) -> None:
-        """Add the key to the log unless it is there; raise when there are too many."""
+        """Add the key to the log if it is new; raise InputError if there are too many."""
         known = set(log.read_text().splitlines()) if log.exists() else set()
         if key not in known:
             # One small write in append mode: lines of several workers do not mix.

@@ -1,4 +1,4 @@
-"""From elements to batches of this host: chunks, threads and worker processes."""
+"""Make this host's batches of elements, in chunks, by threads and worker processes."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from resnest_jax.data.images import Images
 from resnest_jax.errors import InputError
 
 T = TypeVar("T")
-Element = dict[str, np.ndarray]  # what a transform makes of a record
+Element = dict[str, np.ndarray]  # output of a transform
 HostBatches = Generator[dict[str, np.ndarray], None, None]
 
 # Largest number of images that one thread makes at a time: thousands per thread would fill the
@@ -27,21 +27,21 @@ MAX_CHUNK = 128
 
 
 class EvalTransform(Protocol):
-    """A transform, as ``grain.transforms.Map``, to elements of one shape."""
+    """A transform, like ``grain.transforms.Map``, to elements of one shape."""
 
     def map(self, element: dict[str, Any]) -> Element: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class HostShard:
-    """The part of one host of each batch; all parts in host order form the global batch.
+    """One host's part of each batch; all parts in host order form the global batch.
 
     Attributes:
       batch_size: images of the global batch, a multiple of ``count``.
       index, count: this host, and the number of hosts.
 
     Raises:
-      InputError: if the hosts do not divide the batch.
+      InputError: if the number of hosts does not divide the batch.
     """
 
     batch_size: int
@@ -56,7 +56,7 @@ class HostShard:
 
     @property
     def size(self) -> int:
-        """Images of this host in a batch."""
+        """Images of this host per batch."""
         return self.batch_size // self.count
 
     @property
@@ -65,13 +65,13 @@ class HostShard:
         return max(n for n in range(1, min(self.size, MAX_CHUNK) + 1) if self.size % n == 0)
 
     def elements(self, number: int) -> range:
-        """Indices, over all hosts, of the elements of this host's chunk of that number."""
+        """Return the global indices of the elements of this host's chunk ``number``."""
         step, part = divmod(number * self.chunk, self.size)
         start = step * self.batch_size + self.index * self.size + part
         return range(start, start + self.chunk)
 
     def step_elements(self, step: int) -> list[int]:
-        """Indices, over all hosts, of the elements of this host's part of a batch."""
+        """Return the global indices of the elements of this host's part of a batch."""
         start = step * self.batch_size + self.index * self.size
         return list(range(start, start + self.size))
 
@@ -79,21 +79,20 @@ class HostShard:
 def train_batches(
     elements: grain.MapDataset, shard: HostShard, *, start_step: int = 0, workers: int = 0
 ) -> HostBatches:
-    """Yield this host's part of the training batches, without end, from a step on.
+    """Yield this host's part of the training batches endlessly, starting at a step.
 
-    Batch n depends on the elements and on n alone: not on the step that the run started from, nor
-    on ``workers``.
+    Batch n depends only on the elements and n, not on ``start_step`` or ``workers``.
 
     Args:
-      elements: endless; random transforms drawn by index, so that they do not depend on the host.
+      elements: endless; random transforms draw by index, so that they do not depend on the host.
       workers: worker processes; 0 loads in threads of this process. With workers, the main
         program must be importable without side effects (an ``if __name__ == "__main__"`` guard).
 
     Returns:
-      A generator of dicts of stacked elements, B = shard.size. ``close()`` ends the workers.
+      A generator of dicts of stacked elements, B = shard.size. ``close()`` stops the workers.
 
     Raises:
-      InputError: if ``workers`` is negative; while iterating, what the elements raise.
+      InputError: if ``workers`` is negative; while iterating, if an element raises it.
     """
     return _read(_Chunks(elements, shard, start_step), shard, workers)
 
@@ -103,15 +102,15 @@ def eval_batches(
 ) -> HostBatches:
     """Yield this host's part of the evaluation batches: every image once over all hosts.
 
-    The last batch is padded with zeros and every host has the same number of batches, so that a
-    step compiled for one shape serves all.
+    The last batch is padded with zeros and every host has the same number of batches, so that one
+    compiled step is enough.
 
     Returns:
-      A generator as of ``train_batches``, whose batches also hold ``valid`` bool (B,): False for
+      A generator as in ``train_batches``, whose batches also hold ``valid``, bool (B,): False for
       padding and for an image that cannot be read.
 
     Raises:
-      InputError: as ``train_batches``.
+      InputError: as in ``train_batches``.
     """
     padded = -(-len(images) // shard.batch_size) * shard.batch_size
     elements = grain.MapDataset.range(padded).map(_ValidElement(images, transform))
@@ -120,7 +119,7 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _ValidElement(grain.transforms.Map):
-    """Index -> element with ``valid``; zeros where there is no image."""
+    """Index -> element with ``valid``; zeros if there is no image."""
 
     images: Images
     transform: EvalTransform
@@ -137,15 +136,15 @@ class _ValidElement(grain.transforms.Map):
 
 
 def element_at(dataset: grain.MapDataset[T], index: int) -> T:
-    """Return an element of a data set that leaves none out."""
+    """Return an element of a data set without a filter."""
     element = dataset[index]
-    if element is None:  # how Grain marks what a filter leaves out
+    if element is None:  # Grain's mark of a filtered element
         raise IndexError(index)
     return element
 
 
 class _Chunks(grain.MapDataset[dict[str, np.ndarray]]):
-    """This host's chunks of the batches from a step on, each stacked."""
+    """This host's chunks of the batches, each stacked, starting at a step."""
 
     def __init__(self, parent: grain.MapDataset[Element], shard: HostShard, start_step: int = 0):
         super().__init__(parent)
@@ -163,13 +162,13 @@ class _Chunks(grain.MapDataset[dict[str, np.ndarray]]):
 
 
 def _read(chunks: _Chunks, shard: HostShard, workers: int) -> HostBatches:
-    """Read batches of chunks in threads, or in worker processes of threads each.
+    """Read batches of chunks in threads, or in worker processes that have threads.
 
-    Marks absl's flags as parsed where they are not: Grain's workers read them.
+    Marks absl's flags as parsed if they are not, because Grain's workers read them.
     """
     if workers < 0:
         raise InputError(f"loader.workers must not be negative; got {workers}")
-    # Twice as many chunks as threads in memory keep the threads busy while the first is awaited.
+    # Twice as many chunks as threads in memory, to keep the threads busy while the first is slow.
     threads = min(16, max(1, _cores() // max(1, workers)))
     dataset = chunks.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -204,12 +203,12 @@ def _cores() -> int:
 
 
 def _one_opencv_thread() -> None:
-    """Grain already runs one image per core; OpenCV's own threads would compete with it."""
+    """Limit OpenCV to one thread: Grain already processes one image per core."""
     cv2.setNumThreads(1)
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Prepare a worker: it ends when its parent is killed; Grain would leave it waiting."""
+    """Prepare a worker: it exits when its parent is killed; with Grain alone it would hang."""
     del worker_index, worker_count
     _one_opencv_thread()
     parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""Which records are in step n: a pure function of the seed and n."""
+"""The order of records: those of step n depend only on the seed and n."""
 
 from typing import Any
 
@@ -8,18 +8,17 @@ from resnest_jax.errors import InputError
 
 
 def shuffled(dataset: grain.MapDataset, seed: int, repeats: int = 1) -> grain.MapDataset:
-    """The endless order in which training sees a data set: each epoch is a new permutation.
+    """Return the data set in the endless order of training: each epoch is a new permutation.
 
     Args:
       seed: 0..2**32-1.
-      repeats: how often each record comes in a row, to be augmented in another way each time
-        (arXiv 1902.05509).
+      repeats: copies of each record in a row, each augmented differently (arXiv 1902.05509).
 
     Raises:
-      InputError: if one of them is out of range.
+      InputError: if an argument is out of range.
     """
     if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be in 0..2**32-1, got {seed}")
+        raise InputError(f"seed must be in 0..2**32-1; got {seed}")
     if repeats < 1:
         raise InputError(f"augment.repeats must be at least 1; got {repeats}")
     dataset = dataset.seed(seed).shuffle().repeat()

@@ -1,1 +1,1 @@
-"""The networks: jax, flax and numpy alone."""
+"""The networks, which need only jax, flax and numpy."""

@@ -1,7 +1,7 @@
 """Print the table of models: python -m resnest_jax.models
 
-Parameters and GMACs are computed from the models, these by the convention that the published
-figure follows, fvcore's or the authors'; accuracy is the published one.
+Parameters and GMACs are computed from the models; GMACs follow the convention of the published
+figure, fvcore's or the authors'. Accuracy is the published one.
 """
 
 from resnest_jax.models.costs import count_macs, count_parameters
@@ -11,7 +11,7 @@ HEADER = ("model", "R", "K", "d", "params", "GMACs", "as", "at", "top-1", "at", 
 
 
 def rows() -> list[tuple[str, ...]]:
-    """The table's cells."""
+    """Return the cells of the table."""
     table = []
     for name, entry in MODELS.items():
         model = create_model(name)
@@ -34,7 +34,7 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def main() -> None:
-    """Print it, columns aligned."""
+    """Print the table with aligned columns."""
     table = [HEADER, *rows()]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:

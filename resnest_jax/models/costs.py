@@ -1,4 +1,4 @@
-"""What a model costs, counted from the model itself."""
+"""Count parameters and multiply-adds of a model."""
 
 import math
 from collections.abc import Callable
@@ -15,35 +15,35 @@ from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.resnest import EXPANSION, Bottleneck, ResNeSt, Stem
 
 CONVENTIONS = ("fvcore", "authors")
-# Batch norms of a block without a ReLU, and the one whose ReLU the authors' figures leave out.
+# Batch norms of a block without a ReLU, and the one whose ReLU the authors' figures do not count.
 _NO_RELU = ("bn3", "downsample_bn", "bn0")
 
 
 def count_parameters(model: ResNeSt, channels: int = 3) -> int:
-    """Trainable parameters, for images of so many channels."""
+    """Count the trainable parameters, for images with ``channels`` channels."""
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def count_macs(model: ResNeSt, size: int, channels: int = 3, convention: str = "fvcore") -> int:
-    """Multiply-adds for one image of ``size`` x ``size`` pixels, as published tables count them.
+    """Count multiply-adds for one image of ``size`` x ``size`` pixels, as published tables do.
 
-    Both conventions count convolutions and dense layers, and neither the sum over the splits nor
-    their weighting. Besides these:
+    Both conventions count convolutions and dense layers, but not the sum over the splits or their
+    weighting. In addition:
 
-    ``fvcore`` counts two for every value normalised. timm's tables are counted so.
+    ``fvcore`` counts two per normalised value, as in timm's tables.
 
-    ``authors`` counts one for every bias and every ReLU, and the window of a pool for every value
-    that it gives, as the tool that the authors name does (github.com/zhanghang1989/ResNeSt issue
-    114: CalculateFlopsTool of Ldpe2G/DeepLearningForFun); their average pool of 1x1 in the first
-    shortcut is among these. The ReLU behind the 3x3 of a split attention is left out: the tool as
-    published counts it, but without it six of the seven figures of the authors' ablation come out
-    to the printed digit, with it five. The seventh, 4s2x40d, no convention gives together with
-    the others (``tests/test_costs.py``): 4.38 is counted here where 4.41 is printed.
+    ``authors`` counts one per bias and per ReLU, and for each output value of a pool the size of
+    its window, like the tool that the authors name (github.com/zhanghang1989/ResNeSt issue 114:
+    CalculateFlopsTool of Ldpe2G/DeepLearningForFun). This includes their average pool of 1x1 in
+    the first shortcut. The ReLU after the 3x3 of a split attention is not counted: the published
+    tool counts it, but without it six of the seven figures of the authors' ablation agree to the
+    printed digit; with it, five. No convention gives the seventh, 4s2x40d, together with the
+    others (``tests/test_costs.py``): 4.38 is counted here, 4.41 is printed.
 
     Raises:
-      InputError: for another convention.
+      InputError: if the convention is unknown.
     """
     if convention not in CONVENTIONS:
         raise InputError(f"convention must be one of {CONVENTIONS}; got {convention!r}")
@@ -64,7 +64,7 @@ def count_macs(model: ResNeSt, size: int, channels: int = 3, convention: str = "
 
 
 def _products(module: nn.Module, x: jax.Array, out: jax.Array) -> int:
-    """Multiply-adds of a convolution or dense layer."""
+    """Return the multiply-adds of a convolution or dense layer; 0 for other modules."""
     if isinstance(module, Conv):
         return out.size * (x.shape[-1] // module.groups) * module.kernel_size**2
     return out.size * x.shape[-1] if isinstance(module, nn.Dense) else 0
@@ -88,7 +88,7 @@ def _authors_extras(module: nn.Module, x: jax.Array, out: jax.Array) -> int:
         pools_shortcut = module.downsample and module.avg_down
         return relu + avd + (module.strides**2 * pixels * x.shape[-1] if pools_shortcut else 0)
     if isinstance(module, ResNeSt):
-        # The global pool, one for every value of the last stage.
+        # The global pool: one per value of the last stage.
         side = -(-x.shape[1] // module.output_stride)
         return side * side * EXPANSION * module.planes[-1]
     return 0

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same function, for inference."""
+"""Fold batch norms into the convolutions before them: the same function, for inference."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +14,17 @@ from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.platforms import on_cpu
 from resnest_jax.models.resnest import ResNeSt
 
-# bnX follows convX; inside a unit with attention bn0 follows conv and bn1 the dense fc1.
+# bnX follows convX; in an attention unit bn0 follows conv, and bn1 follows the dense fc1.
 OTHER_CONVOLUTIONS = {"bn0": "conv", "bn1": "fc1"}
 
 Path = tuple[str, ...]
 
 
 def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
-    """The model and its variables with every batch norm folded: equal logits, inference only.
+    """Fold every batch norm of a model and its variables: equal logits, inference only.
 
-    A batch norm multiplies each channel by ``scale / sqrt(var + epsilon)``, which the kernel
-    before it takes over; what it adds is left, as a bias.
+    The factor of a batch norm per channel, ``scale / sqrt(var + epsilon)``, moves into the kernel
+    before it; its offset stays, as a bias.
 
     Args:
       model: a model whose field ``norm`` is not ``"folded"``.
@@ -32,14 +32,14 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
 
     Returns:
       The model with ``norm="folded"``, and ``{"params"}`` for it, float32 (computed in float64).
-      With implementation ``"auto"`` and for CPU, see ``platform``, wide 3x3 kernels are stored as
-      ``layers.winograd`` transforms them, in place of ``kernel``.
+      With implementation ``"auto"`` and for CPU, see ``platform``, wide 3x3 kernels are stored
+      transformed by ``layers.winograd``, in place of ``kernel``.
 
     Raises:
-      InputError: if the model is folded already, or a batch norm has no single convolution.
+      InputError: if the model is already folded, or a batch norm does not have one convolution.
     """
     if model.norm == "folded":
-        raise InputError("model field norm is 'folded' already; fold a 'batch' or 'frozen' model")
+        raise InputError("model field norm is already 'folded'; fold a 'batch' or 'frozen' model")
     params: dict[Path, Any]
     params, stats = (
         {path: np.asarray(leaf, np.float64) for path, leaf in flatten_dict(variables[name]).items()}
@@ -65,20 +65,20 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
 
 
 def _convolution_before(norm: Path, params: Mapping[Path, np.ndarray]) -> Path:
-    """Path of the convolution that a batch norm follows, by the names of the two."""
+    """Return the path of the convolution that a batch norm follows, by their names."""
     *scope, name = norm
     names = [name.replace("bn", "conv"), OTHER_CONVOLUTIONS.get(name)]
     found = [(*scope, other) for other in names if (*scope, other, "kernel") in params]
     if len(found) != 1:
         raise InputError(
-            f"batch norm {'/'.join(norm)} follows {len(found)} convolutions; expected one beside "
-            f"it, named {' or '.join(filter(None, names))}"
+            f"batch norm {'/'.join(norm)} follows {len(found)} convolutions; expected one in the "
+            f"same module, named {' or '.join(filter(None, names))}"
         )
     return found[0]
 
 
 def winograd_convolutions(model: ResNeSt) -> list[tuple[Path, int]]:
-    """Path and groups of the convolutions that Winograd's algorithm does best on CPU."""
+    """Return path and groups of the convolutions for which Winograd is fastest on CPU."""
     found = []
     for block, settings in model.block_settings():
         groups = settings["radix"] * settings["cardinality"]

@@ -21,14 +21,14 @@ from resnest_jax.models.layers.split_attention import SplitAttention
 
 ModuleDef = Callable[..., nn.Module]
 
-EXPANSION = 4  # output channels of a bottleneck over its planes
+EXPANSION = 4  # output channels of a bottleneck / its planes
 MIN_SIZE = 32
 ATTENTIONS = ("split", "se", "sk")
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # of fewer bits nothing is left
 
 
 class Stem(nn.Module):
-    """Images to (B, H/2, W/2, width): three 3x3 convolutions if ``deep``, else one 7x7."""
+    """Images -> (B, H/2, W/2, width): three 3x3 convolutions if ``deep``, else one 7x7."""
 
     width: int
     deep: bool
@@ -54,10 +54,10 @@ class Bottleneck(nn.Module):
       planes: base width; the output has ``4 * planes`` channels.
       width: channels of the split attention.
       attention: ``split``, or at radix 0 ``se`` or ``sk``, see ``ResNeSt``.
-      avd: average-pool instead of striding, in the blocks that stride or start a stage.
-      avd_first: do so before the 3x3 rather than after it.
-      downsample: whether the shortcut is a projection.
-      platform: where the pools are to run, see ``ResNeSt``.
+      avd: average pool instead of a stride, in a block that has a stride or starts a stage.
+      avd_first: pool before the 3x3, not after it.
+      downsample: the shortcut is a projection.
+      platform: target platform of the pools, see ``ResNeSt``.
       drop_block: rate of DropBlock; drop_path: rate of dropping the branch.
     """
 
@@ -131,15 +131,15 @@ class Bottleneck(nn.Module):
 class ResNeSt(nn.Module):
     """ResNeSt (arXiv 2004.08955); with ``radix=0`` a ResNet, ResNet-D or ResNeXt.
 
-    Call with images (B, H, W, C), H and W at least 32 and odd if you like, of any float dtype,
-    ``train``, and ``progress``, the part of training that is done, from 0 to 1, by which
-    ``drop_block`` rises; returns float32 logits (B, num_classes). Training updates
-    ``batch_stats`` and draws from the ``dropout`` stream where a drop rate is not 0.
+    Call with images (B, H, W, C) of any float dtype, H and W >= 32, odd sizes allowed; ``train``;
+    and ``progress``, the completed fraction of training, from 0 to 1, with which ``drop_block``
+    rises. Returns float32 logits (B, num_classes). Training updates ``batch_stats`` and draws from
+    the ``dropout`` stream if a drop rate is not 0.
 
     Attributes:
       stage_sizes: blocks in stages 1 to 4.
       num_classes: classes of the head; 0 gives the pooled features (B, 2048) instead of logits.
-      radix: R, splits in a cardinal group; 0 is a plain grouped convolution.
+      radix: R, splits per cardinal group; 0 is a plain grouped convolution.
       cardinality: K, cardinal groups.
       bottleneck_width: d; a stage of ``planes`` has ``int(planes * d / 64) * K`` channels in its
         3x3 layers.
@@ -152,25 +152,25 @@ class ResNeSt(nn.Module):
         or ``sk`` (a selective kernel instead of the 3x3).
       output_stride: 32, or 16 or 8 by dilating the last one or two stages.
       dropout: rate before the head.
-      drop_block: rate of DropBlock in stages 3 and 4 at the end of training, risen linearly.
+      drop_block: rate of DropBlock in stages 3 and 4 at the end of training, rising linearly.
       drop_path: rate of dropping the last block's branch, rising linearly with depth (stochastic
         depth, arXiv 1603.09382).
-      norm: ``batch``; ``frozen`` for fine-tuning with fixed batch norms; ``folded`` for what
-        ``resnest_jax.fold`` makes.
-      frozen_stages: n freezes the stem and stages 1 to n: running statistics in training too, and
-        no gradient; 0 is none.
-      norm_groups: parts of the batch with batch statistics of their own; the number of devices
+      norm: ``batch``; ``frozen`` for fine-tuning with fixed batch norms; ``folded`` for results of
+        ``resnest_jax.fold``.
+      frozen_stages: n freezes the stem and stages 1 to n: no gradient, and running statistics in
+        training too; 0 is none.
+      norm_groups: parts of the batch, each with its own batch statistics; the number of devices
         gives the paper's, which were not synchronised.
-      remat: stages whose activations are computed again in the backward pass, to save memory.
+      remat: stages whose activations are recomputed in the backward pass, to save memory.
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
-      implementation: how grouped convolutions are written, see ``layers.convolution.conv2d``.
-      platform: where the network is to run, ``cpu``, ``cuda``, ``rocm`` or ``tpu``: the form of
-        the pools and what ``auto`` is. None is the backend that jax has when it traces.
+      implementation: that of grouped convolutions, see ``layers.convolution.conv2d``.
+      platform: target platform, ``cpu``, ``cuda``, ``rocm`` or ``tpu``, which selects the form of
+        the pools and of ``auto``. None is JAX's default backend at the time of tracing.
       dtype: dtype of activations; parameters, statistics and logits are float32. With float64,
         which needs ``jax.enable_x64``, logits are float64 too.
 
     Raises:
-      InputError: on a field out of range or images of another rank or too small.
+      InputError: if a field is out of range, or images have another rank or are too small.
     """
 
     stage_sizes: tuple[int, ...]
@@ -225,12 +225,12 @@ class ResNeSt(nn.Module):
         self.head_dropout = nn.Dropout(self.dropout)
 
     def block_settings(self) -> list[tuple[str, dict[str, Any]]]:
-        """Name and fields of every block, in order: where strides and dilations are decided."""
+        """Return name and fields of every block, in order; chooses strides and dilations."""
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         blocks, dilation, reached = [], 1, 4
         for stage, (size, planes) in enumerate(zip(self.stage_sizes, self.planes, strict=True), 1):
             strides = 1 if stage == 1 else 2
-            # Past the output stride a stage dilates, its first block by the rate before it.
+            # After the output stride a stage dilates; its first block has the previous rate.
             first_dilation = dilation
             if strides == 2 and reached == self.output_stride:
                 strides, dilation = 1, 2 * dilation
@@ -259,10 +259,10 @@ class ResNeSt(nn.Module):
     def features(
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
     ) -> dict[str, jax.Array]:
-        """Endpoints: ``c1`` (B, H/2, W/2, 2w), the stem before its max-pool, and ``c2`` to ``c5``.
+        """Return ``c1`` (B, H/2, W/2, 2w), the stem before its max-pool, and ``c2`` to ``c5``.
 
         ``c2`` (B, H/4, W/4, 256) to ``c5`` (B, H/32, W/32, 2048), sizes rounded up, are the
-        outputs of stages 1 to 4; with a smaller ``output_stride`` the later ones stay at it.
+        outputs of stages 1 to 4; with a smaller ``output_stride`` the later ones keep that stride.
         """
         _check_images(images)
         x = self.stem(images.astype(self.dtype), train)
@@ -287,7 +287,7 @@ class ResNeSt(nn.Module):
 
 
 def stage_of(block: str) -> int:
-    """Stage of a block by its name, ``stage{S}_block{B}``."""
+    """Return the stage of a block from its name, ``stage{S}_block{B}``."""
     return int(block.removeprefix("stage").split("_")[0])
 
 

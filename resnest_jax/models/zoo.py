@@ -1,4 +1,4 @@
-"""The models by name: one table of what they are and what was published of them."""
+"""Registry of models and published figures."""
 
 import dataclasses
 import difflib
@@ -25,11 +25,11 @@ TIMM_BLOCKS = "timm 1.0, its skresnet50 at depth 101"
 
 
 class Model(NamedTuple):
-    """A model: the fields of ``ResNeSt`` that make it, and its published figures.
+    """A model: its fields of ``ResNeSt`` and its published figures.
 
     ``gmacs`` are multiply-adds (1e9) at ``gmacs_size`` pixels, counted by ``convention``, see
     ``count_macs``; ``top1`` is ImageNet accuracy in percent at a test crop of ``test_crop``
-    pixels; ``source`` is where parameters and accuracy are from.
+    pixels; ``source`` is the source of parameters and accuracy.
     """
 
     fields: dict[str, Any]
@@ -55,7 +55,7 @@ def _fast(depth: int, radix: int, cardinality: int, width: int) -> dict[str, Any
         "radix": radix,
         "cardinality": cardinality,
         "bottleneck_width": width,
-        # The paper's 0s1x64d is ResNet-D-50, whose blocks stride in the 3x3.
+        # The paper's 0s1x64d is ResNet-D-50, whose blocks have the stride in the 3x3.
         "avd": radix > 0,
         "avd_first": True,
     }
@@ -72,7 +72,7 @@ def _resnet(depth: int, **fields: Any) -> dict[str, Any]:
 def _ablated(
     radix: int, cardinality: int, width: int, params: int, gmacs: float, top1: float
 ) -> Model:
-    """A row of the authors' ablation."""
+    """Return a row of the authors' ablation."""
     fields = _fast(50, radix, cardinality, width)
     return Model(fields, params, gmacs, top1=top1, convention="authors")
 
@@ -107,7 +107,7 @@ MODELS: dict[str, Model] = {
     "skresnet101": Model(_resnet(101, attention="sk"), 45_013_432, source=TIMM_BLOCKS),
 }
 
-# Old name of a field -> its name.
+# Old name of a field -> new name.
 RENAMED = {"expression": "implementation"}
 
 FAST_PATTERN = re.compile(r"resnest(\d+)_fast_(\d+)s(\d+)x(\d+)d")
@@ -115,17 +115,17 @@ FAST_DEPTHS = (14, 26, 50, 101, 200, 269)
 
 
 def list_models() -> list[str]:
-    """Names that ``create_model`` knows, besides ``resnest{depth}_fast_{R}s{K}x{D}d`` at large."""
+    """List the models by name, without the general ``resnest{depth}_fast_{R}s{K}x{D}d``."""
     return list(MODELS)
 
 
 def create_model(name: str, **fields: Any) -> ResNeSt:
-    """The model of that name, a ``flax.linen.Module``; any field of ``ResNeSt`` can be overridden.
+    """Create a model by name, a ``flax.linen.Module``; any field of ``ResNeSt`` can be overridden.
 
     Args:
       name: one of ``list_models()``, or ``resnest{depth}_fast_{R}s{K}x{D}d`` with any radix R,
-        cardinality K and width D (paper, table 3), the average pool before the 3x3.
-      **fields: fields of ``ResNeSt``, for instance ``num_classes``, ``dtype``, ``output_stride``.
+        cardinality K and width D (paper, table 3) and the average pool before the 3x3.
+      **fields: fields of ``ResNeSt``, for example ``num_classes``, ``dtype``, ``output_stride``.
 
     Raises:
       InputError: if the name or a field does not exist, or a field is out of range.
@@ -135,7 +135,7 @@ def create_model(name: str, **fields: Any) -> ResNeSt:
     known = [f.name for f in dataclasses.fields(ResNeSt) if f.name not in ("parent", "name")]
     if unknown := sorted(set(fields) - set(known)):
         raise InputError(f"unknown model field {', '.join(unknown)}; there are {', '.join(known)}")
-    # Lists arrive from configs; a Flax module must be hashable.
+    # Configs may hold lists; a Flax module must be hashable.
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return ResNeSt(**preset | fields)
 

@@ -1,1 +1,1 @@
-"""What a task is made of: model, loss and metrics."""
+"""Tasks: a model with its loss and metrics."""

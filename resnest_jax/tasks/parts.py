@@ -1,4 +1,4 @@
-"""What the recipe of a task returns."""
+"""Result of the recipe of a task."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ class Parts(NamedTuple):
 
     Attributes:
       pretrained, new_modules: see ``training.run.Run``.
-      norm_groups: parts of a batch with batch statistics of their own.
+      norm_groups: parts of a batch, each with its own batch statistics.
       freeze: regex of the paths of parameters that the task freezes; empty: none.
     """
 

@@ -1,1 +1,1 @@
-"""The training loop and its parts: they know no data set, network or task by name."""
+"""The training loop and its parts, independent of data set, network and task."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in DIR/checkpoints: the best and the last few, written asynchronously."""
+"""Checkpoints of a run in ``DIR/checkpoints``: the best and the last, written asynchronously."""
 
 import contextlib
 import functools
@@ -24,19 +24,19 @@ FOLDER = "checkpoints"
 
 @functools.cache
 def _write_arrays_whole() -> None:
-    """Let one replica write each array, in all of Orbax.
+    """Make Orbax write each array from one replica, everywhere.
 
-    To let each write a part, Orbax would compile a slice for every array: seconds at the first
-    save, for nothing at the size of these networks.
+    If every replica wrote a part, Orbax would compile a slice per array. This takes seconds at the
+    first save and does not help networks of this size.
     """
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class Checkpoints:
-    """A context manager: leaving it waits for the last write.
+    """Context manager of the checkpoints; its exit waits for the last write.
 
-    ``read_only``: for reading beside a run that may be writing, whose half-written ones it leaves.
+    ``read_only``: read while a run may be writing; leave unfinished checkpoints alone.
     """
 
     def __init__(self, workdir: Path, *, keep_last: int, best_metric: str, read_only: bool = False):
@@ -69,18 +69,18 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        stored = kind is None or issubclass(kind, PreemptedError)  # else that error comes first
+        stored = kind is None or issubclass(kind, PreemptedError)  # else that error is raised
         with self._storage_errors() if stored else contextlib.suppress(Exception):
             self._manager.close()
 
     def save(self, state: TrainState, metrics: dict[str, float] | None, loop_state: dict) -> None:
-        """Begin to write the state at its step, with the figures of its evaluation, if any.
+        """Begin to write the state at its step, with the metrics of its evaluation, if any.
 
         Args:
-          loop_state: JSON that ``restore`` gives back.
+          loop_state: JSON that ``restore`` returns.
 
         Raises:
-          StorageError: if this or the save before it failed.
+          StorageError: if this save or the one before it failed.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(loop_state)
@@ -100,8 +100,8 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax's storage layers raise many kinds
             raise StorageError(
-                f"a checkpoint could not be written to {self._manager.directory}: {error}; the "
-                f"last whole one is of step {latest_step(self._workdir)}"
+                f"a checkpoint cannot be written to {self._manager.directory}: {error}; the last "
+                f"complete one is of step {latest_step(self._workdir)}"
             ) from error
 
     def _seal(self) -> None:
@@ -122,7 +122,7 @@ class Checkpoints:
         aside.
 
         Args:
-          state: as the stored one, abstract or not.
+          state: a state like the stored one, abstract or not.
           which: ``last``, ``best`` or a step.
 
         Raises:
@@ -143,7 +143,8 @@ class Checkpoints:
                     print(f"{error}; trying the one before it", flush=True)
                 self._put_aside(step, "damaged")
         raise StorageError(
-            f"no checkpoint in {self._manager.directory} is whole; delete the folder to start again"
+            f"no checkpoint in {self._manager.directory} is complete; delete the folder to start "
+            "again"
         )
 
     def _restore(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
@@ -195,7 +196,7 @@ class Checkpoints:
 
 
 def latest_step(workdir: Path) -> int | None:
-    """Step of the last whole checkpoint, None without one."""
+    """Return the step of the last complete checkpoint, or None."""
     folder = workdir.resolve() / FOLDER
     if not folder.is_dir():
         return None
@@ -204,7 +205,7 @@ def latest_step(workdir: Path) -> int | None:
 
 
 def latest_folder(workdir: Path) -> Path:
-    """Where the state of the last whole checkpoint is.
+    """Return the folder of the state of the last complete checkpoint.
 
     Raises:
       InputError: if there is none.
@@ -216,19 +217,19 @@ def latest_folder(workdir: Path) -> Path:
 
 
 def save_variables(folder: Path, variables: dict) -> None:
-    """Write ``{"params", "batch_stats"}`` alone."""
+    """Write only ``{"params", "batch_stats"}``."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.resolve(), variables)
 
 
 def restore_variables(folder: Path) -> dict:
-    """``{"params", "batch_stats"}`` of what is stored in a folder, as NumPy arrays.
+    """Read ``{"params", "batch_stats"}`` from a folder, as NumPy arrays.
 
-    Of a run's state the moving average if it has one; nothing else is read, so that neither data
-    set nor optimiser is needed.
+    From the state of a run, reads the moving average if there is one, and nothing else, so that
+    neither data set nor optimiser is needed.
 
     Raises:
-      InputError: if they are not there.
+      InputError: if the folder does not hold them.
     """
     folder = folder.resolve()
     with ocp.PyTreeCheckpointer() as checkpointer:

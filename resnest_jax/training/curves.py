@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""Draw the curves of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from resnest_jax.training.metric_writer import read_metrics
 
 
 def plot_curves(workdir: Path, panels: Mapping[str, Mapping[str, str]]) -> None:
-    """Draw DIR/metrics.jsonl as DIR/curves.png, by epoch.
+    """Draw ``DIR/metrics.jsonl`` as ``DIR/curves.png``, by epoch.
 
     Args:
       panels: title -> metric -> label; a title with "%" shows fractions as percent.
     """
     lines = read_metrics(workdir)
-    # Not pyplot, whose global state and windows a library should leave alone.
+    # Not pyplot, which has global state and opens windows.
     panels = dict(panels) | {"learning rate": {"learning_rate": "learning rate"}}
     figure = matplotlib.figure.Figure(figsize=(5 * len(panels), 4), layout="constrained")
     row = figure.subplots(1, len(panels))
@@ -34,7 +34,7 @@ def plot_curves(workdir: Path, panels: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def plot_schedule(schedule: optax.Schedule, steps: int, steps_per_epoch: float, to: Path) -> None:
-    """Draw the learning rate of every epoch as a picture in a folder: schedule.png."""
+    """Draw the learning rate by epoch as ``schedule.png`` in the folder ``to``."""
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     at = np.unique(np.linspace(0, steps - 1, min(steps, 1000), dtype=int))

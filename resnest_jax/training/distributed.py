@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and how they are told to stop."""
+"""Multi-process set-up and preemption."""
 
 import contextlib
 import itertools
@@ -15,19 +15,19 @@ from jax.experimental import multihost_utils
 from resnest_jax.errors import InputError
 from resnest_jax.training.task import PyTree
 
-# Set by hand, one process each; a cluster manager's own variables are found without them.
+# Set by hand in every process; not needed where a cluster manager sets its own variables.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def start() -> None:
-    """Join the other processes of the run, if there are any; call it before all other use of JAX.
+    """Join the other processes of the run, if any; call it before all other use of JAX.
 
     They are found from SLURM's or Open MPI's environment, or from the three variables above
-    (``JAX_COORDINATOR_ADDRESS=HOST:PORT``); with ``JAX_COORDINATOR_ADDRESS=auto`` alone JAX finds
-    them, on a TPU slice for instance. Local CPU devices talk through gloo.
+    (``JAX_COORDINATOR_ADDRESS=HOST:PORT``); with only ``JAX_COORDINATOR_ADDRESS=auto`` JAX finds
+    them, for example on a TPU slice. Local CPU devices communicate through gloo.
 
     Raises:
-      InputError: if only some of the three variables are set, or one is no number.
+      InputError: if only some of the three variables are set, or a number is invalid.
     """
     given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if name in os.environ}
     if given == {ADDRESS: "auto"}:
@@ -36,8 +36,8 @@ def start() -> None:
     elif given:
         if len(given) < 3 or not (given[COUNT].isdecimal() and given[INDEX].isdecimal()):
             raise InputError(
-                f"{ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I belong together, or {ADDRESS}=auto "
-                f"stands alone; got {given}"
+                f"set all three of {ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I, or only "
+                f"{ADDRESS}=auto; got {given}"
             )
         jax.distributed.initialize(given[ADDRESS], int(given[COUNT]), int(given[INDEX]))
     elif _in_cluster():
@@ -45,20 +45,20 @@ def start() -> None:
 
 
 def _in_cluster() -> bool:
-    """Whether a cluster manager started several processes of this command."""
+    """Return whether a cluster manager started several processes of this command."""
     tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return any(int(os.environ.get(name, 1)) > 1 for name in tasks) or len(hosts) > 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints and writes what all of them share."""
+    """Return whether this process is the main one, which prints and writes shared files."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block before the others, which wait for a day at most."""
+    """Run the block in the main process first; the others wait, for a day at most."""
     if not is_main():
         _meet()
     try:
@@ -69,7 +69,7 @@ def main_first() -> Iterator[None]:
 
 
 def local(tree: PyTree) -> PyTree:
-    """NumPy arrays of this process's images from arrays (B, ...) that the mesh splits."""
+    """Return this process's part of arrays (B, ...) sharded over the mesh, as NumPy arrays."""
 
     def join(array: jax.Array) -> np.ndarray:
         shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
@@ -92,7 +92,7 @@ def agree(text: str | None) -> str | None:
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
-    """The bytes of every process, in every process, by process index."""
+    """Return the bytes of every process, in every process, by process index."""
     if jax.process_count() == 1:
         return [data]
     lengths = multihost_utils.process_allgather(np.int32(len(data)))
@@ -106,7 +106,7 @@ _meetings = itertools.count()
 
 
 def _meet() -> None:
-    """Wait for all processes, by way of the coordinator: there may be no devices yet."""
+    """Wait for all processes through the coordinator, as there may be no devices yet."""
     everyone = set(range(jax.process_count()))
     name = f"main_first_{next(_meetings)}"
     ocp.multihost.sync_global_processes(name, timeout=24 * 3600, processes=everyone)
@@ -137,7 +137,7 @@ class Preemption:
         self.signal = signal.Signals(number)
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; every process asks after every step."""
+        """Return whether to stop after this step; every process must call it after every step."""
         if jax.process_count() == 1:
             return self.signal is not None
         return multihost_utils.reached_preemption_sync_point(step)

@@ -1,4 +1,4 @@
-"""Evaluation: one pass over the evaluation images, and means of sums."""
+"""Evaluate a model in one pass over the evaluation images."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,12 @@ from resnest_jax.training.task import EvalOutput, HostBatch
 
 
 def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, float]]:
-    """``evaluate(state)``: the figures of the task's metric under names ``eval_...``."""
+    """Make ``evaluate(state)``, which returns the values of the task's metric as ``eval_...``."""
     shardings = EvalOutput._make((replicated(run.mesh), batch_sharding(run.mesh)))
     eval_step = jax.jit(run.task.eval_step, out_shardings=shardings)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        # A moving average may be split over the devices.
+        # A moving average may be sharded over the devices.
         variables = jax.device_put(state.variables, replicated(run.mesh))
         metric = run.task.metric()
 
@@ -49,7 +49,7 @@ def _report_missing(seen: int, expected: int) -> dict[str, float]:
 
 
 class Sums:
-    """The metric of tasks that add up: every sum divided by the sum named ``count``."""
+    """Metric of means: every sum divided by the sum named ``count``."""
 
     def __init__(self):
         self._sums: dict[str, float] = {}

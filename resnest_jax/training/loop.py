@@ -23,14 +23,14 @@ from resnest_jax.training.task import Metrics
 
 
 def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
-    """Train to the last step, from the last checkpoint on if there is one; returns the summary.
+    """Train to the last step, resuming from the last checkpoint if any; return the summary.
 
     Writes metrics and checkpoints below ``workdir``.
 
     Raises:
-      DivergenceError: at a loss or gradient that is not finite; the last checkpoint stays.
+      DivergenceError: if a loss or gradient is not finite; the last checkpoint is kept.
       PreemptedError: after SIGTERM, with the current step finished and saved.
-      StorageError: if a checkpoint cannot be written; the last whole one stays.
+      StorageError: if a checkpoint cannot be written; the last complete one is kept.
     """
     options = run.options
     if checkpoints.any():
@@ -94,18 +94,18 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
 
 
 def _warn_of_groups(loop_state: dict, groups: int) -> None:
-    """Say so if the number of devices, and with it what is normalised together, has changed."""
+    """Warn if the number of groups of batch statistics, one per device, has changed."""
     before = loop_state.get("groups", groups)
     if before != groups and is_main():
         print(
-            f"batch norm and mixing had the batch in {before} part(s), one per device, and now "
-            f"have {groups}: the results differ from those of {before} device(s)",
+            f"begun on {before} device(s), resumed on {groups}: batch norm and mixing work per "
+            f"device, so the results differ from those of {before} device(s)",
             flush=True,
         )
 
 
 class _Window:
-    """Metrics since the last line, read from the device one step late, to keep it busy."""
+    """Metrics since the last line; read one step late, to keep the device busy."""
 
     def __init__(self, run: Run, values: list[dict[str, float]], workdir: Path):
         self._run, self._workdir = run, workdir
@@ -131,19 +131,19 @@ class _Window:
         self._pending = (step, metrics)
 
     def snapshot(self) -> list[dict[str, float]]:
-        """All since the last line, for a run that resumes here."""
+        """Return all metrics since the last line, for a run that resumes here."""
         self._read()
         return self._values
 
     def close(self, step: int) -> tuple[dict[str, float], float]:
-        """Means since the last call, and the images a second."""
+        """Return the means since the last call and the images per second."""
         self._read()
         values = {name: np.mean([v[name] for v in self._values]) for name in self._values[0]}
         seconds = time.perf_counter() - self._begun
         rate = self._timed * self._run.options.batch_size / seconds if self._timed else math.nan
         self._values = []
         self.restart_clock()
-        # The rate that the last of these steps used.
+        # The learning rate of the last of these steps.
         learning_rate = float(jax.device_get(self._run.schedule(step - 1)))
         values = {name: float(value) for name, value in values.items()}
         return {"epoch": self.epoch(step), **values, "learning_rate": learning_rate}, rate
@@ -160,7 +160,7 @@ class _Window:
         self._pending = None
 
     def _diverged(self, step: int, bad: dict[str, float]) -> DivergenceError:
-        """Build the error for a non-finite step; lists its records in a file."""
+        """Build the error for a non-finite step; list its records in a file."""
         path = self._workdir / f"divergence_{jax.process_index()}.json"
         keys = self._run.batches.train_keys(step - 1)
         write_json(path, {"step": step, "records": keys})
@@ -175,10 +175,10 @@ class _Window:
 
 
 def _summarise(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict:
-    """The last and the best evaluation, as metrics.jsonl has them."""
+    """Return the last and the best evaluation from ``metrics.jsonl``."""
     metric = run.task.best_metric
     evaluations = [line for line in read_metrics(workdir) if metric in line]
-    # The last of equals, as the checkpoints keep it.
+    # The last of equal ones, like the best checkpoint.
     best = max(reversed(evaluations), key=lambda line: line[metric])
     return {
         "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),

@@ -1,4 +1,4 @@
-"""Devices: one mesh axis, over which the batch is split."""
+"""The device mesh: one axis, over which batches are sharded."""
 
 import jax
 import numpy as np
@@ -8,22 +8,22 @@ from resnest_jax.errors import InputError
 
 
 def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, ``data``."""
+    """Make a mesh of all devices of all processes, with one axis ``data``."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Replicated sharding."""
+    """Return the replicated sharding."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: its first axis split over the mesh."""
+    """Return the sharding of a batch: its first axis over the mesh."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def shard(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch -> the global batch, its first axis split over the mesh."""
+    """Make the global batch, first axis sharded over the mesh, from this process's part."""
     return {
         name: jax.make_array_from_process_local_data(batch_sharding(mesh), array)
         for name, array in batch.items()

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, progress lines."""
+"""Write the metrics of a run: ``metrics.jsonl``, TensorBoard events, progress lines."""
 
 import json
 import time
@@ -15,21 +15,21 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last one cut short by a kill is dropped."""
+    """Read the lines of ``metrics.jsonl``; drop an incomplete last line, left by a kill."""
     path = workdir / METRICS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class MetricsWriter:
-    """Writes metrics by step to all sinks, in the main process; a context manager.
+    """Context manager that writes metrics by step to all sinks, in the main process.
 
-    metrics.jsonl holds only what follows from the config and the seed, so that two runs can be
+    ``metrics.jsonl`` holds only values that config and seed determine, so that two runs can be
     compared line by line; rates go to TensorBoard and the console.
     """
 
     def __init__(self, workdir: Path, start_step: int):
-        """Open the sinks and forget what lies past ``start_step``: it will be done again."""
+        """Open the sinks; drop entries after ``start_step``, which will be written again."""
         self._sinks: tuple[TextIO, tensorboardX.SummaryWriter] | None = None
         if not is_main():
             return
@@ -47,7 +47,7 @@ class MetricsWriter:
             sink.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one line of metrics.jsonl and the same to TensorBoard."""
+        """Write one line to ``metrics.jsonl`` and the same values to TensorBoard."""
         if self._sinks:
             file, _ = self._sinks
             file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -55,7 +55,7 @@ class MetricsWriter:
         self.write_tensorboard(step, metrics)
 
     def write_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
-        """Write what differs from run to run, such as rates."""
+        """Write values that differ from run to run, such as rates, to TensorBoard only."""
         if self._sinks:
             _, events = self._sinks
             for name, value in metrics.items():

@@ -1,7 +1,7 @@
 """Optimisers and schedules of the recipes: SGD or LAMB; cosine, poly or steps.
 
-Which parameters decay, train or have another learning rate is said by regular expressions, searched
-in their paths: ``stage1_block1/conv1/kernel``, ``head/bias``.
+Regular expressions select the parameters that decay, are frozen or have another learning rate. They
+are searched in the paths of parameters: ``stage1_block1/conv1/kernel``, ``head/bias``.
 """
 
 import functools
@@ -35,16 +35,16 @@ def make_schedule(
     factor: float = 0.1,
     power: float = 0.9,
 ) -> optax.Schedule:
-    """Make the learning rate by step, counted from 0.
+    """Make the schedule of the learning rate, by step from 0.
 
-    It rises linearly from ``warmup_start`` times the rate to the rate, then falls to 0 by a cosine
-    or by ``(1 - t / T) ** power``, T from the end of the warm-up; or by ``factor`` at each step of
-    ``boundaries``, which may lie in the warm-up too.
+    The rate rises linearly from ``warmup_start`` times the full rate to the full rate. Then it
+    falls to 0 as a cosine or as ``(1 - t / T) ** power``, with t and T counted from the end of the
+    warm-up; or it is multiplied by ``factor`` at each of ``boundaries``, also in the warm-up.
 
     Args:
       kind: ``cosine``, ``poly`` or ``steps``.
-      base_learning_rate: of 256 images. Scaled to the batch here and not in a config, whose batch
-        size may be overridden (paper, section 5.1).
+      base_learning_rate: for a batch of 256. It is scaled to the batch size here, not in a config,
+        whose batch size may be overridden (paper, section 5.1).
 
     Raises:
       InputError: if the kind is unknown, a number is out of range, or the warm-up or the
@@ -70,8 +70,8 @@ def make_schedule(
     return lambda step: _warm_up(step, warmup_start, warmup_steps) * fall(step)
 
 
-# Both by hand: with optax's, which subtract from 1 what is done, the run's last steps and a
-# warm-up's first ones are the difference of nearly equal numbers in float32.
+# Not optax's, which subtract the completed fraction from 1: the last steps of a run and the first
+# of a warm-up would be differences of nearly equal float32 numbers.
 def _warm_up(step: jax.typing.ArrayLike, start: float, steps: int) -> jax.Array:
     step = jnp.asarray(step)
     return jnp.where(step < steps, start + (1 - start) * step / steps, 1.0)
@@ -105,8 +105,8 @@ def _check_steps(kind: str, total_steps: int, warmup_steps: int, boundaries: Seq
         )
     if (kind == "steps") != (len(boundaries) > 0):
         raise InputError(
-            "optimizer.boundaries must be given with optimizer.schedule 'steps', and with no "
-            f"other; got {tuple(boundaries)} with {kind!r}"
+            "optimizer.boundaries must be given with optimizer.schedule 'steps', and only with "
+            f"it; got {tuple(boundaries)} with {kind!r}"
         )
     if not all(a < b for a, b in itertools.pairwise((0, *boundaries, total_steps))):
         raise InputError(
@@ -128,21 +128,21 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Make the optimiser ``sgd`` or ``lamb``, by name.
 
-    SGD adds the decay to the gradient before momentum: coupled, as the reference has it. LAMB
-    (arXiv 1904.00962; ``momentum`` is its beta 1) clips the gradient to norm 1 and scales only
-    what decays by the trust ratio, as in the recipes of arXiv 2110.00476.
+    SGD adds the decay to the gradient before momentum (coupled, as in the reference). LAMB
+    (arXiv 1904.00962; ``momentum`` is its beta 1) clips the gradient to norm 1 and applies the
+    trust ratio only to parameters that decay, as in the recipes of arXiv 2110.00476.
 
-    What is not asked for is not in the chain: its state is part of the checkpoints.
+    Unused transforms are not in the chain, because their state would be in the checkpoints.
 
     Args:
       decay: regular expression of the parameters that decay.
-      freeze: of those that neither gradient nor decay moves, which have no state; "" is none.
+      freeze: regular expression of the parameters that do not change and have no state; "" is none.
       lr_mults: pairs of a regular expression and the factor of its parameters' learning rate. The
-        first that matches counts; where none does, the factor is 1.
+        first match counts; without a match the factor is 1.
 
     Raises:
-      InputError: if the name is unknown, a number is out of range or a regular expression is not
-        one; from ``init(params)``, if one matches no parameter or if all are frozen.
+      InputError: if the name is unknown, a number is out of range or a regular expression is
+        invalid; from ``init(params)``, if one matches no parameter or all are frozen.
     """
     _check_optimizer(name, momentum, nesterov, weight_decay)
     decays, factors = _compile("decay", decay), _compile_factors(lr_mults)
@@ -187,13 +187,13 @@ def _check_optimizer(name: str, momentum: float, nesterov: bool, weight_decay: f
 
 
 def trainable(params: PyTree, freeze: str) -> PyTree:
-    """Say of each parameter whether it is trained, hence needs a gradient.
+    """Mark the parameters that are trained and so need a gradient.
 
     Args:
-      freeze: regular expression of those that are not; "" is none.
+      freeze: regular expression of the other parameters; "" is none.
 
     Raises:
-      InputError: if it is no regular expression.
+      InputError: if it is not a regular expression.
     """
     if not freeze:
         return jax.tree.map(lambda _: True, params)
@@ -202,9 +202,9 @@ def trainable(params: PyTree, freeze: str) -> PyTree:
 
 
 def _labels(params: PyTree, freeze: str) -> PyTree:
-    """Label ``train`` or ``keep``, with one label for a whole subtree where its parameters agree.
+    """Label parameters ``train`` or ``keep``; a subtree of equal labels has one label.
 
-    Checkpoints depend on it: the state of a subtree that is kept is one empty node.
+    Checkpoints depend on this: the state of a ``keep`` subtree is one empty node.
     """
 
     def collapse(tree: PyTree) -> PyTree:
@@ -231,7 +231,7 @@ def _scale(factors: list[tuple[re.Pattern, float]]) -> optax.GradientTransformat
 
 
 def _matches(pattern: re.Pattern, params: PyTree) -> PyTree:
-    """Say of each parameter whether its path matches."""
+    """Mark the parameters whose path matches."""
     return jax.tree.map_with_path(lambda path, _: bool(pattern.search(_path(path))), params)
 
 
@@ -282,12 +282,12 @@ def _check_params(
 
 
 def _check_matches(field: str, patterns: list[re.Pattern], paths: list[str]) -> None:
-    """Raise InputError unless each pattern has a path that none before it matches."""
+    """Raise InputError unless each pattern matches a path that no earlier pattern matches."""
     left = paths
     for pattern in patterns:
         rest = [path for path in left if not pattern.search(path)]
         if len(rest) == len(left):
-            which = "no parameter" if left == paths else "no parameter that none before it matches"
+            which = "no parameter" if left == paths else "no parameter left by earlier patterns"
             raise InputError(
                 f"optimizer.{field} {pattern.pattern!r} matches {which}; there are "
                 f"{_examples(paths)}"
@@ -296,5 +296,5 @@ def _check_matches(field: str, patterns: list[re.Pattern], paths: list[str]) -> 
 
 
 def _examples(paths: list[str]) -> str:
-    """A few of the paths, from first to last."""
+    """Return a few of the paths, from first to last."""
     return ", ".join(paths[:: max(1, len(paths) // 4)])

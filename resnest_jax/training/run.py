@@ -15,11 +15,11 @@ class TrainOptions(NamedTuple):
     """Options of the training loop; lengths in steps.
 
     Attributes:
-      save_every: save a checkpoint every N steps besides those of evaluations; 0: never.
+      save_every: save a checkpoint every N steps and at evaluations; 0: only at evaluations.
       ema_decay: decay of the moving average of the variables; 0: no average.
       accumulate: parts of a batch that go through the network one after another.
-      shard_optimizer: split the optimiser's state over the devices.
-      norm_groups: parts of a batch with batch statistics of their own.
+      shard_optimizer: shard the optimiser's state over the devices.
+      norm_groups: parts of a batch, each with its own batch statistics.
       freeze: regex of the paths of parameters that are not trained; empty: none.
     """
 
@@ -43,8 +43,7 @@ class Run:
 
     Attributes:
       mesh: all devices of all processes along one axis.
-      pretrained: loads the variables to start from, without those of ``new_modules``; None: start
-        from new ones.
+      pretrained: loads the initial variables, without those of ``new_modules``; None: all are new.
       notes: lines to print at start.
       new_modules: top-level modules that are new even if the others are pretrained.
     """

@@ -1,4 +1,4 @@
-"""The state of a run: what it holds, how it lies on the devices, how it begins."""
+"""The state of a run: its content, its sharding and its start."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from resnest_jax.training.task import PyTree, Variables
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes; ``step`` counts the steps taken, int32.
 
-    ``ema`` is the moving average of ``{"params", "batch_stats"}``, or None for a run without.
+    ``ema`` is the moving average of ``{"params", "batch_stats"}``, or None.
     """
 
     step: jax.Array
@@ -31,14 +31,14 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What is evaluated: the moving average if there is one."""
+        """Variables to evaluate: the moving average if there is one."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(
     variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool = False
 ) -> TrainState:
-    """The state before the first step."""
+    """Create the state before the first step."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats} if ema else None
     return TrainState(
@@ -47,10 +47,10 @@ def create_state(
 
 
 def state_sharding(state: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> Any:
-    """Shardings of a state, abstract or not: replicated, all of it or all but the optimiser's.
+    """Return the shardings of a state, abstract or not: replicated, or in part sharded.
 
-    The optimiser's arrays and the moving average are split (as in ZeRO, stage 1, arXiv
-    1910.02054) along their longest axis that the devices divide, if there is one.
+    ``shard_optimizer`` shards the optimiser's arrays and the moving average (as in ZeRO, stage 1,
+    arXiv 1910.02054) along their longest axis that the number of devices divides, if there is one.
     """
 
     def split(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -68,7 +68,7 @@ def state_sharding(state: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> A
 
 
 def abstract_state(run: Run) -> TrainState:
-    """Shapes, dtypes and shardings of the state."""
+    """Return shapes, dtypes and shardings of the state."""
     state = jax.eval_shape(_create(run), jax.random.key(0))
     shardings = state_sharding(state, run.mesh, shard_optimizer=run.options.shard_optimizer)
     return jax.tree.map(
@@ -79,13 +79,13 @@ def abstract_state(run: Run) -> TrainState:
 
 
 def initial_state(run: Run) -> TrainState:
-    """The state before the first step, created with its sharding, from new or loaded variables.
+    """Create the sharded state before the first step, from new or loaded variables.
 
     Raises:
-      InputError: if the loaded variables are not those of the task.
+      InputError: if the loaded variables do not fit the task.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
-    # Steps fold in 0, 1, ...: the last number is free for this.
+    # Steps fold in 0, 1, ...; the last number is free.
     rng = jax.random.fold_in(jax.random.key(run.options.seed), 2**31 - 1)
     if run.pretrained is None:
         return jax.jit(_create(run), out_shardings=shardings)(rng)
@@ -103,7 +103,7 @@ def _create(run: Run) -> Callable[[jax.Array], TrainState]:
 
 
 def complete_variables(run: Run, loaded: Variables, rng: jax.Array) -> Variables:
-    """Loaded variables, completed with new ones for the modules that the run declares new.
+    """Complete loaded variables with new ones for the modules in ``run.new_modules``.
 
     Raises:
       InputError: if names are missing or unknown, or a shape differs.
@@ -126,7 +126,7 @@ def complete_variables(run: Run, loaded: Variables, rng: jax.Array) -> Variables
             raise InputError(
                 f"pretrained.weights: {len(names)} variables are {problem}: "
                 f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; the weights must be "
-                "those of the same model and fields"
+                "of the same model and fields"
             )
     missing = [path for path in new if path not in found]
     if missing:

@@ -17,23 +17,22 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def jit_train_step(run: Run) -> jax.stages.Wrapped:
-    """The training step, jitted; it donates the state."""
+    """Return the jitted training step, which donates the state."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run))
     out = (shardings, replicated(run.mesh))
     return jax.jit(make_train_step(run), out_shardings=out, donate_argnums=0)
 
 
 def make_train_step(run: Run) -> TrainStep:
-    """``train_step(state, batch) -> state, {"loss", "grad_norm", ...}``: pure, to be jitted.
+    """Make the pure function ``train_step(state, batch) -> state, {"loss", "grad_norm", ...}``.
 
-    Its randomness follows from the seed and the step, so that a restored state needs no key. The
-    metrics are those of the task's loss besides the two. With ``options.accumulate`` the parts of
-    a batch go through the network one after another and gradients, loss and metrics are their
-    means: less memory, and batch statistics per part.
+    Random numbers depend only on the seed and the step, so a restored state needs no key. The
+    task's loss adds its own metrics. With ``options.accumulate`` the parts of a batch go through
+    the network one after another; gradients, loss and metrics are means over the parts. This needs
+    less memory and has batch statistics per part.
 
     Raises:
-      InputError: while tracing, if the batch does not split into ``accumulate`` parts of whole
-        shards.
+      InputError: while tracing, if devices x ``accumulate`` does not divide the batch.
     """
     options, optimizer = run.options, run.optimizer
 
@@ -46,7 +45,7 @@ def make_train_step(run: Run) -> TrainStep:
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux.metrics}
         ema = state.ema
         if ema is not None:
-            # The first steps would otherwise weigh on the average for 1 / (1 - decay) steps.
+            # Warm up the decay: else the first steps would dominate for 1 / (1 - decay) steps.
             decay = jnp.minimum(options.ema_decay, (1 + state.step) / (10 + state.step))
             new = {"params": params, "batch_stats": aux.batch_stats}
             ema = optax.incremental_update(new, ema, 1 - decay)
@@ -58,7 +57,7 @@ def make_train_step(run: Run) -> TrainStep:
 def _gradients(
     run: Run, state: TrainState, batch: Batch, rng: jax.Array, progress: jax.Array
 ) -> tuple[tuple[jax.Array, Aux], PyTree]:
-    """Loss, ``Aux`` and gradients of a batch, part by part; zeros for what is frozen."""
+    """Compute loss, ``Aux`` and gradients of a batch, part by part; frozen gradients are 0."""
     accumulate = run.options.accumulate
     trained, merge, fill = _split_frozen(state.params, run.options.freeze)
 
@@ -82,7 +81,7 @@ def _gradients(
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
     parts = jnp.arange(accumulate), split_batch(batch, accumulate, run.mesh.size)
-    # XLA:CPU runs convolutions inside of a loop far slower than outside of one.
+    # XLA:CPU runs convolutions in a loop far more slowly than outside a loop.
     unroll = jax.default_backend() == "cpu"
     start = (state.batch_stats, jnp.zeros(()), zeros)
     (batch_stats, total, grads), metrics = jax.lax.scan(add, start, parts, unroll=unroll)
@@ -92,10 +91,10 @@ def _gradients(
 
 
 def _split_frozen(params: PyTree, freeze: str) -> tuple[PyTree, Callable, Callable]:
-    """Parameters to differentiate, and functions that complete them and their gradients.
+    """Return the trained parameters, and functions that complete them and their gradients.
 
-    What is frozen is a constant of the loss: no gradient of it, or of anything below it, is
-    computed.
+    Frozen parameters are constants of the loss: no gradient is computed for them, or for anything
+    below them.
     """
     mask = trainable(params, freeze)
 
@@ -114,7 +113,7 @@ def _split_frozen(params: PyTree, freeze: str) -> tuple[PyTree, Callable, Callab
 
 
 def split_batch(batch: Batch, parts: int, shards: int) -> Batch:
-    """Arrays (B, ...) -> (parts, B / parts, ...), each part with as much of every shard.
+    """Split arrays (B, ...) -> (parts, B / parts, ...); parts take equally from every shard.
 
     Raises:
       InputError: if ``parts * shards`` does not divide B.

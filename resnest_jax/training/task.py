@@ -1,4 +1,4 @@
-"""Contracts: what training needs from a task and from its data."""
+"""Interfaces that training needs: a task and its data."""
 
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -7,18 +7,18 @@ import jax
 import numpy as np
 
 PyTree = Any
-Batch = dict[str, jax.Array]  # global arrays, the first axis B split over the mesh
+Batch = dict[str, jax.Array]  # global arrays, the first axis B sharded over the mesh
 HostBatch = dict[str, np.ndarray]  # the part of this process; in evaluation with "valid" (B,) bool
 Metrics = dict[str, jax.Array]
 Variables = Mapping[str, PyTree]  # {"params", "batch_stats"}
 
 
 class Aux(NamedTuple):
-    """What a loss returns besides its value.
+    """Further results of a loss.
 
     Attributes:
       batch_stats: the new running statistics.
-      metrics: scalars to log besides ``loss`` and ``grad_norm``.
+      metrics: scalars to log in addition to ``loss`` and ``grad_norm``.
     """
 
     batch_stats: PyTree
@@ -26,11 +26,11 @@ class Aux(NamedTuple):
 
 
 class EvalOutput(NamedTuple):
-    """What an evaluation step returns for one batch.
+    """Result of an evaluation step on one batch.
 
     Attributes:
       sums: sums over the valid images of the global batch, the same on every device.
-      per_image: arrays (B, ...), split over the devices; each process reads its own images.
+      per_image: arrays (B, ...), sharded over the devices; each process reads its own images.
     """
 
     sums: Metrics
@@ -38,19 +38,19 @@ class EvalOutput(NamedTuple):
 
 
 class Metric(Protocol):
-    """Collects the outputs of one evaluation on the host."""
+    """Collector of the outputs of one evaluation, on the host."""
 
     def update(self, output: EvalOutput, batch: HostBatch) -> None:
         """Add a batch.
 
         Args:
           output: NumPy arrays; ``per_image`` holds the images of this process.
-          batch: the part of this process; ``valid`` tells which images count.
+          batch: the part of this process; ``valid`` marks the images that count.
         """
         ...
 
     def compute(self) -> dict[str, float]:
-        """Return the figures, the same in every process."""
+        """Return the values, the same in every process."""
         ...
 
 
@@ -69,7 +69,7 @@ class Task(Protocol):
     def curves(self) -> Mapping[str, Mapping[str, str]]: ...
 
     def init(self, rng: jax.Array) -> Variables:
-        """Return new variables."""
+        """Return newly initialised variables."""
         ...
 
     def loss(
@@ -78,7 +78,7 @@ class Task(Protocol):
         """Return the mean loss of a batch.
 
         Args:
-          progress: the part of training that is done, from 0 to 1.
+          progress: the completed fraction of training, from 0 to 1.
         """
         ...
 
@@ -92,7 +92,7 @@ class Task(Protocol):
 
 
 class Batches(Protocol):
-    """The data of a run. Generators end their workers on ``close()``."""
+    """The data of a run. Generators stop their workers on ``close()``."""
 
     @property
     def num_train(self) -> int: ...
@@ -104,7 +104,7 @@ class Batches(Protocol):
     def class_names(self) -> tuple[str, ...]: ...
 
     def train(self, start_step: int) -> Generator[HostBatch, None, None]:
-        """Yield training batches without end, from a step on."""
+        """Yield training batches endlessly, starting at a step."""
         ...
 
     def eval(self) -> Generator[HostBatch, None, None]:
@@ -112,9 +112,9 @@ class Batches(Protocol):
         ...
 
     def train_keys(self, step: int) -> list[str]:
-        """Return the record keys of this process's part of the batch of a step, from 0."""
+        """Return the record keys of this process's part of a batch; steps count from 0."""
         ...
 
     def train_specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
-        """Return every shape that a global training batch can have."""
+        """Return every shape of a global training batch."""
         ...

@@ -1,1 +1,1 @@
-"""Data sets made of what other packages ship."""
+"""Data sets made from the data of other packages."""

@@ -1,9 +1,9 @@
 """Real digits among clutter as a TFDS builder: a task that small networks do not saturate.
 
-A picture is made of what scikit-learn ships: a patch of one of its two photographs, fragments of
-three other digits, and over them one whole digit, turned, scaled, coloured, and somewhere; then
-noise. The class is that of the whole digit. Digits and photographs are parted before anything is
-made of them: what stands in a test picture was never seen in a training picture.
+A picture is made from data of scikit-learn: a patch of one of its two photographs, fragments of
+three other digits and, over them, one whole digit, rotated, scaled, coloured and at a random place;
+then noise. The class is that of the whole digit. Digits and photographs are split first, so that
+test pictures share no digit and no part of a photograph with training pictures.
 """
 
 import io
@@ -16,13 +16,13 @@ import tensorflow_datasets as tfds
 
 # Part of the data set's definition: any other value is another data set, so another VERSION.
 SPLIT_SEED = 0
-PICTURES = {"train": 4, "test": 10}  # pictures made of every digit
+PICTURES = {"train": 4, "test": 10}  # pictures per digit
 SIZE = 32
 FRAGMENTS = 3
 MAX_TURN = 30.0  # degrees: a 6 must not become a 9
 SIDES = (18.0, 26.0)  # of a digit, in pixels
-DIMMED = 0.6  # the photograph's brightness; digits are bright, so that they stand out
-COLOURS = {"fragment": (0.0, 255.0), "digit": (150.0, 255.0)}  # of every channel
+DIMMED = 0.6  # brightness of the photograph; digits are bright, to be visible
+COLOURS = {"fragment": (0.0, 255.0), "digit": (150.0, 255.0)}  # range per channel
 NOISE = 8.0  # standard deviation, of 255
 
 _DESCRIPTION = """\
@@ -34,7 +34,7 @@ other digits, with noise. 1,437 digits and two thirds of each photograph make th
 
 
 class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
-    """The TFDS data set `cluttered_digits`: splits train (5,748) and test (3,600)."""
+    """The TFDS data set ``cluttered_digits``: splits train (5,748) and test (3,600)."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -55,7 +55,7 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        # scikit-learn is slow to import and serves only here, the first time.
+        # scikit-learn is slow to import, and only the first use of the data set needs it.
         from sklearn.datasets import load_digits, load_sample_images
         from sklearn.model_selection import train_test_split
         from sklearn.utils import Bunch
@@ -102,18 +102,18 @@ class ClutteredDigits(tfds.core.GeneratorBasedBuilder):
 def compose(
     rng: np.random.Generator, digits: np.ndarray, which: int, photographs: list[np.ndarray]
 ) -> np.ndarray:
-    """One picture, RGB uint8 (SIZE, SIZE, 3): background, fragments, the digit `which`, noise.
+    """Compose a picture, RGB uint8 (SIZE, SIZE, 3): background, fragments, digit ``which``, noise.
 
     Args:
       digits: (N, 8, 8), ink from 0 to 1.
-      photographs: RGB uint8, each side at least SIZE.
+      photographs: RGB uint8, each side at least ``SIZE``.
     """
     photograph = photographs[rng.integers(len(photographs))]
     top, left = (rng.integers(side - SIZE + 1) for side in photograph.shape[:2])
     picture = DIMMED * photograph[top : top + SIZE, left : left + SIZE].astype(np.float32)
     for _ in range(FRAGMENTS):
         fragment = digits[rng.integers(len(digits))].copy()
-        # A half or less, cut along a row: too little to be read as a digit.
+        # At most half of the rows: too few to be read as a digit.
         fragment[rng.integers(3, 5) :] = 0
         picture = _draw(rng, picture, fragment, rng.uniform(0, 360), COLOURS["fragment"])
     angle = rng.uniform(-MAX_TURN, MAX_TURN)
@@ -129,7 +129,7 @@ def _draw(
     angle: float,
     colours: tuple[float, float],
 ) -> np.ndarray:
-    """The picture with ink laid over it at a random place, size and colour."""
+    """Draw ink over the picture at a random place, size and colour."""
     side = rng.uniform(*SIDES)
     centre = rng.uniform(side / 2, SIZE - side / 2, 2)
     matrix = cv2.getRotationMatrix2D((3.5, 3.5), angle, side / 8)

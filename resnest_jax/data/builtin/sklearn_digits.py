@@ -30,7 +30,7 @@ _CITATION = """\
 
 
 class SklearnDigits(tfds.core.GeneratorBasedBuilder):
-    """The TFDS data set `sklearn_digits`: splits train (1,437) and test (360)."""
+    """The TFDS data set ``sklearn_digits``: splits train (1,437) and test (360)."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -52,7 +52,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        # scikit-learn is slow to import and serves only here, the first time.
+        # scikit-learn is slow to import, and only the first use of the data set needs it.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
         from sklearn.utils import Bunch

@@ -18,7 +18,7 @@ _FOLDER_LAYOUT = (
     "expected PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE, or PATH/CLASS/IMAGE; images may be "
     "in subfolders of a class"
 )
-# Without an evaluation split of its own, a folder gives every fifth image of each class.
+# Without an evaluation split, every fifth image of each class is held out.
 _HOLD_OUT = 5
 
 
@@ -41,7 +41,7 @@ class FolderRecords:
         return {"image": image, "label": int(self._labels[index]), "key": path}
 
     def key(self, index: int) -> str:
-        """The path."""
+        """Return the path."""
         return self._paths[index]
 
 
@@ -55,7 +55,7 @@ class _Listing(NamedTuple):
 
 
 def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
-    """Open a folder of images, with a folder per split or without.
+    """Open a folder of images, with or without one folder per split.
 
     Arguments and errors are those of ``sources.open_dataset``.
     """
@@ -114,7 +114,7 @@ def _notes(
 
 
 def _split_folder(root: Path, field: str, split: str, auto: tuple[str, ...]) -> Path:
-    """The subfolder of a split: the one named, or the first of ``auto`` that exists."""
+    """Return the subfolder of a split: the named one, or the first of ``auto`` that exists."""
     names = auto if split == "auto" else (split,)
     if found := _find(root, names):
         return found
@@ -197,7 +197,7 @@ def _suffix(name: str) -> str:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    """Names of the visible subfolders, sorted."""
+    """Return the names of the visible subfolders, sorted."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
@@ -205,6 +205,6 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _every_fifth_of_each_class(labels: np.ndarray) -> np.ndarray:
-    """Mark the fifth, tenth, ... image of each class in sorted labels: no class is used up."""
+    """Mark the fifth, tenth, ... image of each class in sorted labels; no class gets empty."""
     position_in_class = np.arange(len(labels)) - np.searchsorted(labels, labels)
     return position_in_class % _HOLD_OUT == _HOLD_OUT - 1

@@ -1,13 +1,13 @@
-"""Records by index, and the data set that they make."""
+"""Records by index, and data sets of records."""
 
 import dataclasses
 from typing import Any, Protocol
 
 
 class Records(Protocol):
-    """Random access to records: encoded images, labels, and the ``key`` that finds each.
+    """Random access to records: encoded images, labels, and the ``key`` that identifies each.
 
-    For classification {"image": bytes, "label": int, "key": str}.
+    For classification ``{"image": bytes, "label": int, "key": str}``.
     """
 
     def __len__(self) -> int: ...
@@ -15,7 +15,7 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def key(self, index: int) -> str:
-        """The key of a record, without reading it."""
+        """Return the key of a record, without reading the record."""
         ...
 
 

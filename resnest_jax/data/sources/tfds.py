@@ -25,12 +25,12 @@ class TfdsRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._source[index]
         key = self.key(index)
-        if example["label"] < 0:  # how TFDS marks a split without labels, such as ImageNet's `test`
+        if example["label"] < 0:  # TFDS's mark of a split without labels, as ImageNet's test
             raise InputError(f"record {key} has no label: choose a labelled split")
         return {"image": example["image"], "label": int(example["label"]), "key": key}
 
     def key(self, index: int) -> str:
-        """Split and position."""
+        """Return split and position."""
         return f"{self._name}#{index}"
 
 
@@ -41,7 +41,7 @@ def open_tfds(
     data_dir: str | os.PathLike | None,
     manual_dir: str | os.PathLike | None,
 ) -> Dataset:
-    """Open a data set by name; its features are checked before anything is downloaded.
+    """Open a data set by name; check its features before the download.
 
     Arguments and errors are those of ``sources.open_dataset``.
     """
@@ -66,7 +66,7 @@ def open_tfds(
 
 
 def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
-    """The builder of a data set; the many errors of TFDS become one line."""
+    """Return the builder of a data set; turn the errors of TFDS into one line."""
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -83,7 +83,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Dataset
 def _prepare(
     builder: tfds.core.DatasetBuilder, name: str, manual_dir: str | os.PathLike | None
 ) -> None:
-    """Write the data set to the directory of TFDS unless it is there already."""
+    """Write the data set to the directory of TFDS, if it is not there."""
     try:
         # array_record is the format that is read without TensorFlow.
         builder.download_and_prepare(
@@ -109,7 +109,7 @@ def _choose_splits(
     if eval_split == "auto" and held_out is None:
         if train_split == "auto":
             return "train[:80%]", "train[80%:]"
-        # A share of `train` chosen here could overlap with the training split that was given.
+        # A part of ``train`` chosen here could overlap with the given training split.
         raise InputError(
             f"data set {name!r} has no split 'validation' or 'test' for eval_split 'auto': "
             f"name one of {sorted(available)} or a slice of it"
@@ -122,7 +122,7 @@ def _choose_splits(
 
 
 def _open_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> TfdsRecords:
-    """Open one split, images left encoded."""
+    """Open one split, with encoded images."""
     try:
         source = builder.as_data_source(
             split=split,  # pyright: ignore[reportCallIssue]  # a decorator hides the parameters
@@ -132,8 +132,8 @@ def _open_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Tfd
         form = builder.info.file_format
         stored = form.value if form else "another format"
         raise InputError(
-            f"data set {name!r} lies in {builder.data_dir} as {stored}, "
-            "which needs TensorFlow to read: set TFDS_DATA_DIR to another directory, to prepare it "
+            f"data set {name!r} is stored in {builder.data_dir} as {stored}, "
+            "which only TensorFlow can read: set TFDS_DATA_DIR to another directory, to prepare it "
             "there"
         ) from error
     except ValueError as error:

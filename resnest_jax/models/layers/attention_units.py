@@ -1,4 +1,4 @@
-"""The units that the paper sets beside split attention (figure 2): SE and SK."""
+"""The units that the paper compares with split attention (figure 2): SE and SK."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -12,10 +12,10 @@ from resnest_jax.models.layers.normalization import BatchNorm
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention by a sigmoid gate (Hu et al., arXiv 1709.01507): (B, H, W, C) to the same.
+    """Channel attention by a sigmoid gate (Hu et al., arXiv 1709.01507); keeps (B, H, W, C).
 
     Attributes:
-      reduction: the hidden width is ``C / reduction``, to a multiple of 8.
+      reduction: the hidden width is ``C / reduction``, rounded to a multiple of 8.
     """
 
     reduction: int = 16
@@ -34,11 +34,11 @@ class SqueezeExcitation(nn.Module):
 class SelectiveKernel(nn.Module):
     """Attention over two kernel sizes (Li et al., arXiv 1903.06586), 3x3 plain and dilated by 2.
 
-    Each path sees half of the input channels, as in timm's skresnet50. x (B, H, W, C_in) to
+    Each path gets half of the input channels, as in timm's skresnet50. x (B, H, W, C_in) ->
     (B, H / strides, W / strides, features).
 
     Attributes:
-      reduction: the hidden width is ``features / reduction``, to a multiple of 8.
+      reduction: the hidden width is ``features / reduction``, rounded to a multiple of 8.
     """
 
     features: int
@@ -70,6 +70,6 @@ class SelectiveKernel(nn.Module):
 
 
 def round_to_eight(width: float) -> int:
-    """The nearest positive multiple of 8, not more than a tenth below the width."""
+    """Round to the nearest positive multiple of 8, at most a tenth below the width."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * width else rounded

@@ -1,6 +1,6 @@
-"""Split attention, cardinality-major (paper section 3.1): written to be read beside the paper.
+"""Split attention, cardinality-major (paper section 3.1), written as in the paper.
 
-The network runs the radix-major form in ``split_attention``; this one is its specification.
+The networks use the radix-major form in ``split_attention``; this one is its specification.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ class CardinalGroup(nn.Module):
         u = u.reshape(*u.shape[:3], self.radix, self.features)
         # s: global average pool of the sum of the splits (equation 1).
         s = u.sum(3).mean((1, 2), keepdims=True)
-        # G: two dense layers; a: softmax over the splits, channel by channel (equation 3).
+        # G: two dense layers; a: softmax over the splits, per channel (equation 3).
         z = Conv(self.hidden, use_bias=True, name="fc1")(s)
         z = nn.relu(BatchNorm(name="bn1")(z, train))
         z = Conv(self.radix * self.features, use_bias=True, name="fc2")(z)
@@ -41,7 +41,7 @@ class CardinalGroup(nn.Module):
 
 
 class CardinalSplitAttention(nn.Module):
-    """The cardinal groups side by side: ``CardinalGroup`` mapped over slices of the channels.
+    """All cardinal groups: ``CardinalGroup`` mapped over slices of the channels.
 
     Same function as ``SplitAttention`` (3x3, stride 1, float32) up to the order of the channels:
     x (B, H, W, C_in) -> (B, H, W, features). Parameters have a leading axis of K groups.
@@ -55,7 +55,7 @@ class CardinalSplitAttention(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         k = self.cardinality
         x = x.reshape(*x.shape[:3], k, -1)
-        axes: Any = (3, None)  # flax's annotation knows integers alone
+        axes: Any = (3, None)  # Any, as flax's annotation allows only integers
         groups = nn.vmap(
             CardinalGroup,
             in_axes=axes,
@@ -70,16 +70,16 @@ class CardinalSplitAttention(nn.Module):
 
 
 def input_permutation(channels: int, radix: int, cardinality: int) -> np.ndarray:
-    """Radix-major index of each cardinality-major channel of the block's conv1, (channels,)."""
+    """Return the radix-major index of each cardinality-major channel of conv1, (channels,)."""
     order = np.arange(channels).reshape(radix, cardinality, -1)
     return order.transpose(1, 0, 2).ravel()
 
 
 def from_radix_major(variables: dict, radix: int, cardinality: int) -> dict:
-    """Variables of ``SplitAttention`` -> those of ``CardinalSplitAttention``, the same function.
+    """Convert variables of ``SplitAttention`` to those of ``CardinalSplitAttention``.
 
-    The cardinality-major module must be given its input in the order of ``input_permutation``;
-    its output channels then agree with the radix-major module's as they stand.
+    The two modules are then the same function if the cardinality-major one gets its input channels
+    in the order of ``input_permutation``; the output channels have the same order in both.
     """
 
     def group_first(path: tuple, leaf: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Convolution: one parameter layout, several implementations, chosen here and nowhere else."""
+"""Convolution: one parameter layout, several implementations, selected only here."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def uniform_init(fan_in: int) -> Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for a dense kernel and for every bias."""
+    """Make U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for dense kernels and biases."""
     bound = 1 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
@@ -33,15 +33,15 @@ def uniform_init(fan_in: int) -> Initializer:
 class Conv(nn.Module):
     """2-D convolution with symmetric integer padding ``dilation * (kernel_size - 1) // 2``.
 
-    ``'SAME'`` would pad even inputs asymmetrically at stride 2 and depart from the reference.
-    The kernel is stored as (kernel_size, kernel_size, C_in / groups, features) whatever the
-    implementation, output channels in group order.
+    ``'SAME'`` would pad even inputs asymmetrically at stride 2, unlike the reference. For every
+    implementation the kernel is stored as (kernel_size, kernel_size, C_in / groups, features),
+    output channels in group order.
 
     Attributes:
       features: output channels, a multiple of ``groups``.
       groups: number of groups; divides the input channels too.
-      implementation: how a grouped convolution is written for XLA, see ``conv2d``.
-      platform: where it is to run, see ``models.platforms.on_cpu``.
+      implementation: that of a grouped convolution, see ``conv2d``.
+      platform: target platform, see ``layers.platforms.on_cpu``.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -94,19 +94,19 @@ def conv2d(
     implementation: str = "auto",
     platform: str | None = None,
 ) -> jax.Array:
-    """Grouped convolution of (B, H, W, C_in) with an HWIO kernel of (k, k, C_in / groups, C_out).
+    """Convolve (B, H, W, C_in) in groups with an HWIO kernel of (k, k, C_in / groups, C_out).
 
-    All implementations give the same value to rounding:
+    All implementations give the same value up to rounding:
       ``grouped``: XLA's own grouped convolution;
-      ``split``: one dense convolution a group, which XLA:CPU keeps on its fast path in both
-        directions;
-      ``winograd``: Winograd's algorithm a group (``layers.winograd``), where it exists: 3x3,
-        without strides or dilation; elsewhere as ``split``;
-      ``patches``: the pixels under the kernel side by side and one matrix product a group;
-      ``auto``: what was measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
-    Three of them, ``"split,split,winograd"``, are those of the value, of the gradient of ``x``
-    and of the gradient of the kernel. A 1x1 convolution is a matrix product a group, whatever
-    the implementation. ``winograd`` and three different ones have no forward-mode derivative.
+      ``split``: one dense convolution per group, which is on XLA:CPU's fast path forward and
+        backward;
+      ``winograd``: Winograd's algorithm per group (``layers.winograd``) for 3x3 without strides or
+        dilation; ``split`` for others;
+      ``patches``: the pixels under the kernel concatenated, and one matrix product per group;
+      ``auto``: the one measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
+    Three names, such as ``"split,split,winograd"``, select those of forward, input gradient and
+    kernel gradient. A 1x1 convolution is always one matrix product per group. ``winograd`` and
+    three names do not have a forward-mode derivative.
 
     Raises:
       InputError: if ``implementation`` is none of these.
@@ -124,7 +124,7 @@ def conv2d(
 
 
 def check_implementation(implementation: str) -> None:
-    """Raise an InputError if there is no such implementation."""
+    """Raise InputError if the implementation is unknown."""
     names = implementation.split(",") if isinstance(implementation, str) else []
     known = len(names) in (1, 3) and set(names) <= set(IMPLEMENTATIONS)
     if implementation != "auto" and not known:
@@ -137,20 +137,20 @@ def check_implementation(implementation: str) -> None:
 def _fastest_on_cpu(
     x: jax.Array, kernel_shape: tuple[int, ...], strides: int, dilation: int, groups: int
 ) -> str:
-    """The implementation for a shape: from ``python -m experiments.benchmark --layers --train``."""
+    """Choose for a shape, as measured by ``python -m experiments.benchmark --layers --train``."""
     if groups > 8:
         return "grouped"
     batch, height, width, in_channels = x.shape
     kernel_size, _, group_channels, _ = kernel_shape
     if in_channels <= 4 and kernel_size == 3:
         return "patches"
-    one_device = jax.device_count() == 1  # the chunks of winograd would cut a sharded batch
-    fixed = isinstance(batch, int)  # that of an export is symbolic
-    precise = x.dtype == jnp.float32  # its sums would lose bits of fewer
+    one_device = jax.device_count() == 1  # winograd's chunks would slice a sharded batch
+    fixed = isinstance(batch, int)  # the batch of an export is symbolic
+    precise = x.dtype == jnp.float32  # winograd's sums would lose bits of smaller dtypes
     allowed = one_device and fixed and precise
     if not (allowed and winograd.exists(kernel_shape, strides, dilation)):
         return "split"
-    # Fewer pixels do not pay for transforming the kernel, larger maps leave the cache.
+    # For fewer pixels transforming the kernel takes too long; larger maps do not fit the cache.
     enough = batch * height * width >= 256
     if enough and group_channels >= 64 and height * width <= 64**2:
         return "winograd"
@@ -158,7 +158,7 @@ def _fastest_on_cpu(
 
 
 def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) -> jax.Array:
-    """The convolution in one implementation, its gradients being what follows from that."""
+    """Convolve with one implementation, from which the gradients follow."""
     strides, dilation, groups = settings
     if implementation == "grouped":
         return _direct(x, kernel, *settings)
@@ -175,7 +175,7 @@ def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _mixed(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tuple) -> jax.Array:
-    """The convolution with implementations of its own for the value and for either gradient."""
+    """Convolve with one implementation for the value and one for each gradient."""
     return _run(x, kernel, settings, forms[0])
 
 
@@ -196,7 +196,7 @@ _mixed.defvjp(_mixed_forward, _mixed_backward)
 def _direct(
     x: jax.Array, kernel: jax.Array, strides: int, dilation: int, groups: int = 1
 ) -> jax.Array:
-    """XLA's own convolution."""
+    """Convolve with XLA's own convolution."""
     pad = dilation * (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
         x,
@@ -210,7 +210,7 @@ def _direct(
 
 
 def _patches(x: jax.Array, kernel: jax.Array, strides: int, dilation: int) -> jax.Array:
-    """Rows of pixels side by side, then columns: copies of whole runs of memory."""
+    """Concatenate rows of pixels, then columns, which copies contiguous memory; then multiply."""
     size = kernel.shape[0]
     reach = dilation * (size - 1)
     height, width = ((n - 1) // strides * strides + 1 for n in x.shape[1:3])
@@ -222,10 +222,10 @@ def _patches(x: jax.Array, kernel: jax.Array, strides: int, dilation: int) -> ja
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-    """1x1 convolution of (B, H, W, C_in) as a product with (C_in / groups, C_out) a group."""
+    """Convolve (B, H, W, C_in) 1x1 with (C_in / groups, C_out): one matrix product per group."""
     shape = x.shape[:-1]
     if groups == 1:
-        # Of matrices: the gradient of one over three axes would transpose whole feature maps.
+        # Of matrices: the gradient of a product over 3 axes would transpose whole feature maps.
         return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*shape, kernel.shape[-1])
     features = kernel.shape[-1]
     x = x.reshape(-1, groups, x.shape[-1] // groups)

@@ -17,21 +17,21 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, statistics in float32 at least.
 
     Unlike ``flax.linen.BatchNorm`` it keeps the *unbiased* running variance (n / (n - 1)), as the
-    reference does (it shows where the maps are 1x1, so that n is the batch), and refuses to
-    normalise a single value, which would silently return the bias. Under ``jax.jit`` with a
-    sharded batch the statistics are those of the global batch.
+    reference does (they differ most for 1x1 maps, where n is the batch). It does not normalise a
+    single value, which would silently return the bias. Under ``jax.jit`` with a sharded batch the
+    statistics are those of the global batch.
 
     Attributes:
-      mode: ``batch``; ``frozen``, running statistics and fixed affine in training too; ``folded``,
-        the bias alone, all else having gone into the convolution before (inference only).
-      groups: parts of the batch with statistics of their own in training: 1 for those of the
-        whole batch, the number of devices for unsynchronised ones, which then need no
-        communication. Running statistics are the mean over the parts.
-      momentum: weight of the old running statistics; 0.9 is the 0.1 of torch.
+      mode: ``batch``; ``frozen``: running statistics, scale and bias are fixed, in training too;
+        ``folded``: bias only, the rest is folded into the convolution before (inference only).
+      groups: parts of the batch, each with its own statistics in training: 1 for the whole batch,
+        the number of devices for statistics without synchronisation or communication. Running
+        statistics are the mean over the parts.
+      momentum: weight of the old running statistics; 0.9 here is 0.1 in torch.
       dtype: dtype of the output; parameters and running statistics are float32.
 
     Raises:
-      InputError: in training, if there is one value a channel, the groups do not divide the
+      InputError: in training, if there is one value per channel, the groups do not divide the
         batch, or the norm is folded.
     """
 
@@ -49,7 +49,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         if self.mode == "folded":
             if train:
-                raise InputError("a model with folded batch norms cannot train")
+                raise InputError("a model with folded batch norms cannot train; train it unfolded")
             return (x.astype(wide) + _along_last(bias, x.ndim)).astype(self.dtype)
         scale = self.param("scale", self.scale_init, channels)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
@@ -75,7 +75,7 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype).reshape(shape)
 
     def _split(self, x: jax.Array) -> jax.Array:
-        """(B, ..., C) -> (groups, B / groups, ..., C)."""
+        """Reshape (B, ..., C) -> (groups, B / groups, ..., C)."""
         if x.shape[0] % self.groups:
             raise InputError(
                 f"norm_groups {self.groups} must divide the batch of {x.shape[0]} images"
@@ -83,13 +83,13 @@ class BatchNorm(nn.Module):
         return x.reshape(self.groups, -1, *x.shape[1:])
 
     def _statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Mean, variance and unbiased variance of each group, with axes kept."""
+        """Return mean, variance and unbiased variance per group, with axes kept."""
         axes = tuple(range(1 if self.groups > 1 else 0, x.ndim - 1))
         count = math.prod(x.shape[axis] for axis in axes)
         if count < 2:
             raise InputError(
                 f"{'/'.join(self.path)}: batch normalisation of an input of shape {x.shape} has a "
-                "single value a channel; train with a batch size of at least 2 for each group of "
+                "single value per channel; train with a batch size of at least 2 per group of "
                 "statistics"
             )
         mean = jnp.mean(x, axes, keepdims=True, dtype=_wide(x))
@@ -98,10 +98,10 @@ class BatchNorm(nn.Module):
 
 
 def _wide(x: jax.Array) -> jnp.dtype:
-    """float32, or float64 for what is float64."""
+    """Return float32, or float64 for float64 input."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _along_last(vector: jax.Array, ndim: int) -> jax.Array:
-    """(C,) -> (1, ..., 1, C): explicit, since broadcasting over ranks hides mistakes."""
+    """Reshape (C,) -> (1, ..., 1, C) explicitly, since broadcasting over ranks hides mistakes."""
     return vector.reshape((1,) * (ndim - 1) + (-1,))

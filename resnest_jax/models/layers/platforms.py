@@ -1,4 +1,4 @@
-"""The platform that a program is compiled for, which decides what form some operations take."""
+"""The platform that a program is compiled for, which selects the form of some operations."""
 
 import jax
 
@@ -8,12 +8,12 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def on_cpu(platform: str | None) -> bool:
-    """Whether a program for the platform runs on CPU; None is jax's default at the time."""
+    """Return whether the platform is CPU; None is JAX's default backend at the time of the call."""
     return (platform or jax.default_backend()) == "cpu"
 
 
 def check_platform(platform: str | None) -> None:
-    """Raise an InputError if there is no such platform."""
+    """Raise InputError if the platform is unknown."""
     if platform is not None and platform not in PLATFORMS:
         raise InputError(
             f"model field platform must be None or one of {PLATFORMS}; got {platform!r}"

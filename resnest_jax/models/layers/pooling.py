@@ -1,6 +1,6 @@
-"""Pools, written as strided slices on CPU: XLA's windows take several times as long there.
+"""Pools; on CPU as strided slices, because XLA's windows take several times as long there.
 
-``platform`` is where the program is to run, see ``models.platforms.on_cpu``.
+``platform`` is the target platform, see ``layers.platforms.on_cpu``.
 """
 
 from functools import reduce
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from resnest_jax.models.layers.platforms import on_cpu
 
 WINDOW = [(i, j) for i in range(3) for j in range(3)]
-PADDING: Any = ((1, 1), (1, 1))  # flax's annotations know padding by name alone
+PADDING: Any = ((1, 1), (1, 1))  # Any, as flax's annotations allow only names of paddings
 
 
 def max_pool(x: jax.Array, platform: str | None = None) -> jax.Array:
-    """The 3x3 max pool of the stem, stride 2, padding 1: (B, H, W, C), sizes halved, rounded up.
+    """Apply the stem's 3x3 max pool, stride 2, padding 1, to (B, H, W, C); sizes are rounded up.
 
     The gradient goes to the first of several equal maxima.
     """
@@ -27,14 +27,14 @@ def max_pool(x: jax.Array, platform: str | None = None) -> jax.Array:
 
 
 def average_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
-    """The 3x3 average pool of AVD: one pixel of padding, which counts in the mean."""
+    """Apply the 3x3 average pool of AVD; its padding of one pixel counts in the mean."""
     if on_cpu(platform):
         return reduce(jnp.add, _windows(x, strides, 0)) / 9
     return nn.avg_pool(x, (3, 3), (strides, strides), PADDING)
 
 
 def shortcut_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
-    """The shortcut's average pool: odd edges pool what is there (ceil mode, no padding counted)."""
+    """Apply the shortcut's average pool, in ceil mode; padding at odd edges does not count."""
     window = (strides, strides)
     if on_cpu(platform) and x.shape[1] % strides == 0 and x.shape[2] % strides == 0:
         offsets = [(i, j) for i in range(strides) for j in range(strides)]
@@ -43,7 +43,7 @@ def shortcut_pool(x: jax.Array, strides: int, platform: str | None = None) -> ja
 
 
 def _windows(x: jax.Array, strides: int, fill: float) -> list[jax.Array]:
-    """The nine pixels of every 3x3 window, row by row, edges filled."""
+    """Return the nine pixels of every 3x3 window, row by row, with edges padded by ``fill``."""
     height, width = ((size - 1) // strides * strides + 1 for size in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
     return [x[:, i : i + height : strides, j : j + width : strides] for i, j in WINDOW]
@@ -59,7 +59,7 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    """Every pixel gathers from the one, two or four windows that it lies in, by its parity."""
+    """Gather, for every pixel, from the one, two or four windows around it, by its parity."""
     best, *others = _windows(x, 2, -jnp.inf)
     first = jnp.zeros(best.shape, jnp.int8)
     for i, pixel in enumerate(others, 1):

@@ -9,9 +9,9 @@ from jax import lax
 class DropBlock(nn.Module):
     """Zero 3x3 blocks of a map (B, H, W, C) in training (arXiv 1810.12890, Gluon's definition).
 
-    The mask is drawn for each channel and shared by the batch; block centres keep one pixel from
-    the edge; what is kept is scaled by size / kept. Maps under 3x3 are left as they are. Draws
-    from the ``dropout`` stream.
+    The mask is drawn per channel and shared by the batch; block centres are at least one pixel
+    from the edge; kept values are scaled by size / kept. Maps smaller than 3x3 do not change.
+    Draws from the ``dropout`` stream.
 
     Attributes:
       rate: probability that a pixel is dropped, at the end of training.
@@ -31,11 +31,11 @@ class DropBlock(nn.Module):
         window = (1, 3, 3, 1)
         dropped = lax.reduce_window(centres, False, lax.bitwise_or, window, (1, 1, 1, 1), "SAME")
         keep = (~dropped).astype(jnp.float32)
-        # All dropped is possible on the smallest maps: then there is nothing to scale.
+        # On the smallest maps all values may be dropped: then do not divide by 0.
         scale = keep.size / jnp.maximum(keep.sum(), 1.0)
         return x * (keep * scale).astype(x.dtype)
 
 
 def drop_path(rate: float) -> nn.Module:
-    """Drops the whole branch of an image, (B, H, W, C), and scales the others by 1 / (1 - rate)."""
+    """Make a layer that drops whole images of (B, H, W, C) and scales others by 1 / (1 - rate)."""
     return nn.Dropout(rate, broadcast_dims=(1, 2, 3))

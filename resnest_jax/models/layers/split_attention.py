@@ -1,4 +1,4 @@
-"""Split attention, radix-major (paper section 3.2): the form that the network runs."""
+"""Split attention, radix-major (paper section 3.2): the form that the networks use."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -15,12 +15,12 @@ from resnest_jax.models.layers.normalization import BatchNorm
 class SplitAttention(nn.Module):
     """Split-attention convolution (ResNeSt paper, section 3.1 and equation 3).
 
-    A grouped convolution makes ``radix`` feature maps of ``features`` channels, the splits; their
-    sum is pooled and goes through two grouped dense layers to one weight a split and channel;
-    the result is the weighted sum of the splits. Nothing follows the sum.
+    A grouped convolution makes ``radix`` feature maps of ``features`` channels, the splits. Their
+    sum is pooled, and two grouped dense layers give one weight per split and channel. The result
+    is the weighted sum of the splits; nothing follows the sum.
 
     Channels of the feature maps are radix-major: index ``r * cardinality + k`` counts the groups.
-    ``layers.cardinality_major`` writes the same function group by group.
+    ``layers.cardinality_major`` computes the same function group by group.
 
     Call with x (B, H, W, C_in) and ``train``; returns (B, H / strides, W / strides, features) in
     the dtype of ``conv``. Collections: ``params``, ``batch_stats``; the attention is sown into
@@ -28,12 +28,12 @@ class SplitAttention(nn.Module):
 
     Attributes:
       features: C, output channels.
-      radix: R >= 1, the number of splits in a cardinal group. With one split the softmax over
+      radix: R >= 1, the number of splits per cardinal group. With one split the softmax over
         splits is a sigmoid.
       cardinality: K >= 1, the number of cardinal groups.
       reduction: the dense layers' hidden width is ``max(features * radix // reduction, 32)``,
         rounded up to a multiple of the cardinality.
-      conv, norm: factories of the layers, for instance ``functools.partial(Conv, dtype=...)``.
+      conv, norm: factories of the layers, for example ``functools.partial(Conv, dtype=...)``.
 
     Raises:
       InputError: if ``radix * cardinality`` does not divide the input channels, or the
@@ -83,14 +83,14 @@ class SplitAttention(nn.Module):
 
 
 def hidden_width(features: int, radix: int, cardinality: int, reduction: int) -> int:
-    """Width between the two dense layers of the attention."""
+    """Return the width between the two dense layers of the attention."""
     width = max(features * radix // reduction, 32)
-    # Rounding touches no published model; it lets any cardinality have whole groups.
+    # Rounding changes no published model; it gives whole groups for any cardinality.
     return -(-width // cardinality) * cardinality
 
 
 def radix_softmax(gate: jax.Array, radix: int, cardinality: int) -> jax.Array:
-    """Softmax over the splits of each cardinal group (equation 4): a sigmoid if there is one.
+    """Apply softmax over the splits of each cardinal group (equation 4); a sigmoid for one split.
 
     The gate (B, 1, 1, K * R * c) is cardinality-major, as a grouped layer makes it; the result
     (B, R, K * c) is radix-major, as the feature maps are.

@@ -1,9 +1,9 @@
 """3x3 convolution by Winograd's F(2x2, 3x3), arXiv 1509.09308: 16 products instead of 36.
 
-From every 4x4 tile of the input, two pixels apart, 16 sums are taken; a matrix product each with
-16 sums of the kernel gives 16 numbers a channel, whose sums are 2x2 outputs. All coefficients are
-0, 1, -1 and 1/2, so that it is as precise as the direct form. Tiles go through in chunks that stay
-in the cache.
+Every 4x4 tile of the input, at a stride of two pixels, gives 16 sums. 16 matrix products of these
+with 16 sums of the kernel give 16 numbers per channel, whose sums are 2x2 outputs. All coefficients
+are 0, 1, -1 and 1/2, so this is as precise as the direct form. Tiles are computed in chunks that
+stay in the cache.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from jax import lax
 
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 ROTATED = [4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
-# In a chunk; not by the number of cores, by which sums would round differently.
+# Per chunk; it does not depend on the number of cores, as sums would then round differently.
 CHUNK_TILES = 512
 
 Kernel = TypeVar("Kernel", jax.Array, np.ndarray)
 
 
 def exists(kernel_shape: tuple[int, ...], strides: int, dilation: int) -> bool:
-    """Whether there is a Winograd form of this convolution."""
+    """Return whether this convolution has a Winograd form."""
     return kernel_shape[:2] == (3, 3) and strides == dilation == 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-    """(B, H, W, C_in) and (3, 3, C_in / groups, C_out) to (B, H, W, C_out); stride, padding 1."""
+    """Convolve (B, H, W, C_in) with (3, 3, C_in / groups, C_out); stride and padding 1."""
     return _conv3x3_forward(x, kernel, groups)[0]
 
 
@@ -41,7 +41,7 @@ def _conv3x3_forward(x: jax.Array, kernel: jax.Array, groups: int) -> tuple:
 
 def _conv3x3_backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernels = saved
-    # A reversed kernel has the same 16 sums, the first and the last of each axis exchanged.
+    # A reversed kernel has the same 16 sums, the first and the last of each axis swapped.
     rotated = [jnp.concatenate([k[i : i + 1] for i in ROTATED]).swapaxes(1, 2) for k in kernels]
     return convolve(dy, rotated), kernel_gradient(x, dy, groups)
 
@@ -50,13 +50,13 @@ conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
 def transform_kernel(kernel: Kernel) -> Kernel:
-    """(3, 3, C_in, C_out) to the 16 kernels (16, C_in, C_out); of numpy, if the kernel is."""
+    """Transform (3, 3, C_in, C_out) to 16 kernels (16, C_in, C_out); NumPy stays NumPy."""
     both_axes: Any = np.kron(KERNEL, KERNEL).astype(kernel.dtype)
     return (both_axes @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
 def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
-    """Grouped convolution of (B, H, W, C_in), stride 1, padding 1, by a kernel a group.
+    """Convolve (B, H, W, C_in), stride 1, padding 1, with one kernel per group.
 
     The kernels are transformed: (16, C_in / groups, C_out / groups).
     """
@@ -72,13 +72,13 @@ def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
     chunk = _chunk(x.shape)
     if chunk == x.shape[0]:
         return convolve_chunk(x)
-    # All of y is overwritten. Constants would be made, and held, from the start of the program.
+    # All of y is overwritten. A constant would take memory from the start of the program.
     y = jnp.full((*x.shape[:3], sum(k.shape[-1] for k in kernels)), x[0, 0, 0, 0])
     return lax.fori_loop(0, x.shape[0] // chunk, step, y)
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
-    """Gradient of the kernel (3, 3, C_in / groups, C_out), summed as that of the transformed."""
+    """Return the gradient of the kernel (3, 3, C_in / groups, C_out), summed transformed."""
 
     def gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         return lax.dot_general(tiles(x), output_tiles(dy), (((1,), (1,)), ((0,), (0,))))
@@ -100,7 +100,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
 
 
 def _chunk(shape: tuple[int, ...]) -> int:
-    """Images that go through at a time: a divisor of the batch, or all of a symbolic one."""
+    """Return the images per chunk: a divisor of the batch, or all of a symbolic one."""
     batch, height, width, _ = shape
     fitting = CHUNK_TILES // (-(-height // 2) * -(-width // 2))
     if not isinstance(batch, int) or batch <= fitting:
@@ -109,7 +109,7 @@ def _chunk(shape: tuple[int, ...]) -> int:
 
 
 def tiles(x: jax.Array) -> jax.Array:
-    """(B, H, W, C) to the sums (16, tiles, C) of its 4x4 tiles, padded by one pixel."""
+    """Transform (B, H, W, C), padded by one pixel, to the sums (16, tiles, C) of its 4x4 tiles."""
     _, height, width, channels = x.shape
     rows, columns = -(-height // 2), -(-width // 2)
     pad = ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0))
@@ -121,12 +121,12 @@ def tiles(x: jax.Array) -> jax.Array:
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(16, tiles, C_in) and (16, C_in, C_out) to (16, tiles, C_out)."""
+    """Multiply (16, tiles, C_in) by (16, C_in, C_out) to (16, tiles, C_out)."""
     return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
 
 
 def outputs(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The products (16, tiles, C) to (B, H, W, C): the 2x2 outputs of the tiles, side by side."""
+    """Transform the products (16, tiles, C) to (B, H, W, C), joining the 2x2 outputs of tiles."""
     batch, height, width, _ = shape
     rows, columns = -(-height // 2), -(-width // 2)
     a, b, c, d = y.reshape(4, 4, batch, rows, columns, -1)
@@ -137,7 +137,7 @@ def outputs(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def output_tiles(dy: jax.Array) -> jax.Array:
-    """The transpose of ``outputs``: (B, H, W, C) to (16, tiles, C)."""
+    """Apply the transpose of ``outputs``: (B, H, W, C) to (16, tiles, C)."""
     _, height, width, channels = dy.shape
     dy = jnp.pad(dy, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     a, b = dy[:, ::2], dy[:, 1::2]

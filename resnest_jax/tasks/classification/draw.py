@@ -1,4 +1,4 @@
-"""Pictures of batches as the network sees them."""
+"""Draw batches as the network gets them."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.run import Run
 
 COLUMNS = 8
-SHOWN_WEIGHT = 0.02  # of a target; smoothing spreads less over each class
+SHOWN_WEIGHT = 0.02  # in a target; smoothing gives less to each class
 
 
 def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int = 0) -> None:
@@ -23,7 +23,7 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
 
     Args:
       run: a run of classification.
-      path: the PNG.
+      path: PNG to write.
       split: ``train``: augmented and mixed; ``eval``: the first batch.
       batch_index: training batch of the run, from 0.
       step: training step whose random numbers mix the batch.

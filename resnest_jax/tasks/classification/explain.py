@@ -28,7 +28,7 @@ class Explanation(NamedTuple):
       cam: (B, H / 32, W / 32), not negative: evidence for the top class, in logits.
       attention: (B, 4, radix), weight of each split, mean over channels and blocks of a stage;
         None without split attention.
-      spread: (B, 4, radix), standard deviation over channels and blocks; None likewise.
+      spread: (B, 4, radix), standard deviation over channels and blocks, or None.
     """
 
     probabilities: jax.Array
@@ -144,7 +144,7 @@ def _draw_attention(axes: Axes, explanation: Explanation, stage: int) -> None:
     colors = [f"C{split % 10}" for split in splits - 1]
     error_bars = {"ecolor": "0.3", "capsize": 3, "error_kw": {"elinewidth": 1}}
     axes.bar(splits, mean, yerr=spread, color=colors, **error_bars)
-    if len(mean) > 1:  # the weights of splits sum to 1; that of a single split is a sigmoid
+    if len(mean) > 1:  # weights of several splits sum to 1; that of one split is a sigmoid
         axes.axhline(1 / len(mean), color="0.3", linewidth=0.8, linestyle=":")
     axes.set(ylim=(0, 1), xlim=(0.3, len(mean) + 0.7), xticks=splits)
     axes.tick_params(labelsize=7)

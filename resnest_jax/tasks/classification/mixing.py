@@ -11,17 +11,16 @@ from resnest_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """Mixes every image, and its target, with its partner in the reversed batch.
+    """Mix every image, and its target, with its partner in the reversed batch.
 
     Attributes:
       mixup: a of mixup's Beta(a, a) (ResNeSt paper, section 5.1); 0 is none.
       cutmix: a of cutmix's Beta(a, a) (arXiv 1905.04899): a box of the image comes from the
         partner, and the targets are weighted by its area; 0 is none. With both, each draw takes
-        one or the other with probability one half.
-      per_sample: draw for each image, as the ResNeSt paper says, or once for the batch, as its
-        authors' code does.
-      groups: equal parts of the batch that are reversed each within itself, so that with one a
-        device no image crosses devices.
+        one or the other with probability 1/2.
+      per_sample: draw per image, as in the ResNeSt paper, not per batch, as in its authors' code.
+      groups: equal parts of the batch, each reversed separately; with one part per device, images
+        stay on their device.
 
     Raises:
       InputError: if a parameter is negative; when called, if the groups do not divide the batch.
@@ -42,7 +41,7 @@ class Mixing:
     def __call__(
         self, rng: jax.Array, images: jax.Array, targets: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """(B, H, W, C) images and (B, classes) targets, mixed."""
+        """Mix images (B, H, W, C) and targets (B, classes)."""
         if not (self.mixup or self.cutmix):
             return images, targets
         batch, height, width, _ = images.shape
@@ -50,7 +49,7 @@ class Mixing:
             raise InputError(f"{self.groups} parts must divide the batch of {batch} images to mix")
         draws = batch if self.per_sample else 1
         choice_rng, mixup_rng, cutmix_rng, box_rng = jax.random.split(rng, 4)
-        # own: the share of the image itself, by pixel (draws, H, W) and on the whole (draws,).
+        # own: the share of the image itself, per pixel (draws, H, W); its mean is share (draws,).
         own = jnp.ones((draws, height, width))
         if self.mixup:
             weight = jax.random.beta(mixup_rng, self.mixup, self.mixup, (draws,))
@@ -72,10 +71,10 @@ class Mixing:
 
 
 def random_boxes(rng: jax.Array, area: jax.Array, height: int, width: int) -> jax.Array:
-    """1 inside a box of the image's shape, 0 outside: (draws, height, width).
+    """Draw masks (draws, height, width): 1 inside a box of the image's shape, 0 outside.
 
-    ``area`` (draws,) is the fraction of the image that a box would cover were it whole; its
-    centre is uniform, and what lies outside of the image is lost.
+    ``area`` (draws,) is the fraction of the image that the complete box covers. Its centre is
+    uniform; the part of a box outside the image is cut off.
     """
     centre_rng, other_rng = jax.random.split(rng)
 

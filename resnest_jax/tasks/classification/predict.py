@@ -27,9 +27,9 @@ from resnest_jax.workdir import CONFIG, load_config
 
 BATCH = 8
 TOP = 5
-MAX_ROWS = 100  # of a picture; a longer one is unreadable
+MAX_ROWS = 100  # per picture; with more it is unreadable
 DEFAULT_SIZE = 224  # the test crop of every fast model, published or not
-FIRST_SYNSET = "n01440764"  # the tench's, where ImageNet's classes are named by WordNet
+FIRST_SYNSET = "n01440764"  # the tench, if ImageNet's classes have WordNet's names
 
 
 class Predictor(NamedTuple):
@@ -103,10 +103,10 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
     """Load a model with its weights, test transform and class names.
 
     Args:
-      name: name of the model; a directory holds it.
+      name: name of the model; None for a directory, which holds it.
       weights: a .safetensors or .pth file, or the directory of a run or of weights; None is the
         published weights.
-      image_size: side of the network's input; None is that of the published test, or of the run.
+      image_size: side of the network's input; None: that of the published test, or of the run.
 
     Raises:
       InputError: if the model or file does not exist, or neither argument names a model.
@@ -119,7 +119,9 @@ def load(name: str | None, weights: str | None, image_size: int | None) -> Predi
         transform = partial(test_crop, size=size, rule=config.eval_crop)
         return Predictor(model, variables, transform, _run_classes(config, model.num_classes))
     if not name and not weights:
-        raise InputError("model: name one, such as --model=resnest50, or a directory of weights")
+        raise InputError(
+            "model is missing: give a name, such as --model=resnest50, or a directory of weights"
+        )
     if not name and workdir.is_dir():
         name = describe_directory(workdir)[0]["name"]
     model, variables = load_pretrained(name, source=weights)
@@ -140,7 +142,7 @@ def _run_classes(config: ConfigDict, num_classes: int) -> Sequence[str]:
         if config.dataset.startswith("folder:"):
             splits = {"train_split": config.train_split, "eval_split": config.eval_split}
             names = open_dataset(config.dataset, **splits).class_names
-        else:  # the description alone: class names are not worth a download
+        else:  # only the description: class names are not worth a download
             features: Any = tfds.builder(config.dataset).info.features
             names = features["label"].names
     except (InputError, ImportError, ValueError, AssertionError, tfds.core.DatasetNotFoundError):
@@ -172,7 +174,7 @@ def find_images(files: Sequence[str]) -> list[Path]:
         except OSError as error:
             raise InputError(f"cannot read the folder {path}: {error.strerror}") from None
         if not found:
-            raise InputError(f"the folder {path} holds no files; name one with images in it")
+            raise InputError(f"the folder {path} holds no files; give one with images in it")
         paths += sorted(found)
     return list(dict.fromkeys(paths))
 
@@ -205,7 +207,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _pad(images: list[np.ndarray], count: int) -> np.ndarray:
-    """Stack to a batch of ``count``, padded with black: one shape, one compilation."""
+    """Stack images and pad the batch with black to ``count``: one shape, one compilation."""
     return np.stack(images + [np.zeros_like(images[0])] * (count - len(images)))
 
 

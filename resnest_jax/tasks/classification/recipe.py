@@ -1,4 +1,4 @@
-"""From a config to the parts of a classification run."""
+"""Build the parts of a classification run from a config."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
 
 
 def check(config: ConfigDict) -> None:
-    """Raise InputError for a key that is out of range, as far as that is known without the data."""
+    """Raise InputError for a key that is out of range, if this can be seen without the data."""
     _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
     _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
     if config.pretrained.train == "head" and config.model.norm != "frozen":
@@ -81,7 +81,7 @@ def build(
 
 
 def _model_fields(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """What ``create_model`` takes: the config's fields, classes, groups of batch statistics."""
+    """Return the arguments of ``create_model``: fields of the config, classes and norm groups."""
     fields, num_classes = model_fields(config), len(dataset.class_names)
     if fields.setdefault("num_classes", num_classes) != num_classes:
         raise InputError(
@@ -93,14 +93,14 @@ def _model_fields(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
 
 
 def _image_sizes(sizes: Any, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:
-    """(first step, side) of the training images, from a side or from pairs (epoch, side)."""
+    """Return pairs (first step, side) of training images, from a side or pairs (epoch, side)."""
     pairs = ((0, sizes),) if isinstance(sizes, int) else sizes
     epochs = [pair[0] for pair in pairs if _is_pair(pair)]
     rising = epochs[:1] == [0] and epochs == sorted(set(epochs))
     if len(epochs) < len(pairs) or not rising or min(side for _, side in pairs) < MIN_SIZE:
         raise InputError(
             f"image_size must be a side of at least {MIN_SIZE} pixels, or pairs (epoch, side) from "
-            f"epoch 0 on; {sizes=}"
+            f"epoch 0 on; got {sizes!r}"
         )
     return tuple((round(epoch * steps_per_epoch), side) for epoch, side in pairs)
 
@@ -121,7 +121,7 @@ def _batches(
     augment = config.augment.to_dict()
     options = LoaderOptions(
         batch_size=config.batch_size,
-        # By default no more at a time than in training.
+        # By default as many images at a time as in training.
         eval_batch_size=config.evaluation.batch_size
         or config.batch_size // config.parallel.accumulate,
         seed=config.seed,
@@ -135,7 +135,7 @@ def _batches(
 
 
 def _pretrained(weights: str, fields: dict[str, Any]) -> Callable[[], Variables] | None:
-    """A function that loads the weights to start from; None for new ones."""
+    """Return a function that loads the initial weights; None for new ones."""
     if weights == "none":
         return None
     source = None if weights == "published" else weights

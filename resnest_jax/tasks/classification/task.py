@@ -1,4 +1,4 @@
-"""Image classification: inputs, loss and metrics around a model that returns logits."""
+"""Image classification: inputs, loss and metrics of a model that returns logits."""
 
 import dataclasses
 from typing import cast
@@ -14,17 +14,17 @@ from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.training.evaluation import Sums
 from resnest_jax.training.task import Aux, Batch, EvalOutput, Variables
 
-# Share of a mixed image from which on the sigmoid loss takes its class to be there in full, as
-# arXiv 2110.00476 has it; the threshold is that of timm's recipes.
+# Above this share of a mixed image, the sigmoid loss sets the target of its class to 1, as in
+# arXiv 2110.00476; the threshold is that of timm's recipes.
 PRESENT = 0.2
 LOSSES = ("softmax", "sigmoid")
 SMOOTHINGS = ("all", "others")
 
 
 def smooth_targets(labels: jax.Array, num_classes: int, mass: float, over: str) -> jax.Array:
-    """Labels (B,) -> targets (B, num_classes), float32, with ``mass`` taken from the true class.
+    """Make targets (B, num_classes), float32, from labels (B,); ``mass`` leaves the true class.
 
-    It is spread over ``all`` classes, the true one included (the authors' code), or over the
+    The mass is spread over ``all`` classes, the true one included (the authors' code), or over the
     ``others`` (ResNeSt paper, section 5.1).
     """
     targets = jax.nn.one_hot(labels, num_classes)
@@ -34,21 +34,21 @@ def smooth_targets(labels: jax.Array, num_classes: int, mass: float, over: str) 
 
 
 def apply_model(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
-    """Logits of normalised images, in evaluation."""
-    return cast(jax.Array, model.apply(variables, images))  # Flax: an output, or a pair with state
+    """Return the logits of normalised images, in evaluation mode."""
+    return cast(jax.Array, model.apply(variables, images))  # Flax's type includes a pair with state
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """The task of a training run.
+    """The classification task of a run.
 
     Attributes:
       model: a module from normalised images (B, H, W, 3) to logits (B, num_classes).
-      image_size: side in pixels of the images it is initialised with.
+      image_size: side in pixels of the images to initialise the model with.
       loss_name: ``softmax`` cross-entropy, or ``sigmoid``: binary cross-entropy, mean over classes
         (arXiv 2110.00476).
       label_smoothing: mass taken from the true class.
-      smooth_over: which classes get it, see ``smooth_targets``.
+      smooth_over: classes that get it, see ``smooth_targets``.
       mixing: mixup and cutmix.
 
     Raises:
@@ -73,17 +73,19 @@ class Classification:
         if self.loss_name not in LOSSES:
             raise InputError(f"loss.name must be one of {LOSSES}; got {self.loss_name!r}")
         if self.smooth_over not in SMOOTHINGS:
-            raise InputError(f"loss.smooth_over must be one of {SMOOTHINGS}; {self.smooth_over=}")
+            raise InputError(
+                f"loss.smooth_over must be one of {SMOOTHINGS}; got {self.smooth_over!r}"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise InputError(f"loss.label_smoothing must be in [0, 1); got {self.label_smoothing}")
 
     def init(self, rng: jax.Array) -> Variables:
-        """Variables of the model."""
+        """Return newly initialised variables of the model."""
         images = jnp.zeros((1, self.image_size, self.image_size, 3))
         return self.model.init(rng, images)
 
     def inputs(self, rng: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """What the network is trained on: normalised images, and targets (B, num_classes)."""
+        """Return the training inputs: normalised images, and targets (B, num_classes)."""
         targets = smooth_targets(
             batch["label"], self.num_classes, self.label_smoothing, self.smooth_over
         )
@@ -92,7 +94,7 @@ class Classification:
     def loss(
         self, variables: Variables, batch: Batch, rng: jax.Array, progress: jax.Array | float
     ) -> tuple[jax.Array, Aux]:
-        """Mean loss of a batch: ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,)."""
+        """Return the mean loss of a batch: ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,)."""
         mixing_rng, dropout_rng = jax.random.split(rng)
         images, targets = self.inputs(mixing_rng, batch)
         logits, updates = self.model.apply(
@@ -112,9 +114,9 @@ class Classification:
         return losses.mean(), Aux(updates["batch_stats"], {})
 
     def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
-        """Sums over the valid images: loss, top-1 and top-5 hits, count.
+        """Return sums over the valid images: loss, top-1 and top-5 hits, count.
 
-        The loss is the softmax cross-entropy, whichever loss trains the network.
+        The loss is always the softmax cross-entropy, also if another loss trains the network.
         """
         logits = apply_model(self.model, variables, normalize(batch["image"]))
         labels, valid = batch["label"], batch["valid"]
@@ -131,5 +133,5 @@ class Classification:
         return EvalOutput(sums)
 
     def metric(self) -> Sums:
-        """Means of what ``eval_step`` sums."""
+        """Return a metric: the means of the sums of ``eval_step``."""
         return Sums()

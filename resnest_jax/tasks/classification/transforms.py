@@ -1,4 +1,4 @@
-"""From a decoded image to a fixed-size one, for training and for evaluation."""
+"""Transform decoded images to a fixed size, for training and for evaluation."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,10 @@ POLICIES = ("none", "autoaugment", "randaugment")
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform(grain.transforms.Map):
-    """{"image": uint8 (H, W, 3), "label"} -> {"image": uint8 (size, size, 3), "label": int32 ()}.
+    """Test crop of a decoded record.
+
+    ``{"image": uint8 (H, W, 3), "label"}`` ->
+    ``{"image": uint8 (size, size, 3), "label": int32 ()}``
 
     Attributes:
       size: side in pixels.
@@ -40,20 +43,23 @@ class EvalTransform(grain.transforms.Map):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform(grain.transforms.RandomMap):
-    """{"image": uint8 (H, W, 3), "label"} -> {"image": uint8 (size, size, 3), "label": int32 ()}.
+    """Random crop and augmentation of a decoded record.
 
-    What is not off is done in the order of the fields; a policy sees the original image, before
-    the crop, as the authors have it.
+    ``{"image": uint8 (H, W, 3), "label"}`` ->
+    ``{"image": uint8 (size, size, 3), "label": int32 ()}``
+
+    Enabled steps run in the order of the fields. A policy gets the original image, before the
+    crop, as in the authors' code.
 
     Attributes:
       size: side in pixels.
       policy: ``none``, ``autoaugment`` (the one of ImageNet) or ``randaugment``.
-      policy_layers, policy_magnitude: of RandAugment; the magnitude counts to 30.
+      policy_layers, policy_magnitude: of RandAugment; the magnitude is at most 30.
       crop: ``center``, the whole centred square; ``inception`` or ``efficientnet``, random boxes
         as in ``crops``, the latter resized bicubic.
       shift: largest move as a fraction of the side.
       flip: mirror half of the images.
-      jitter: of brightness, contrast and saturation.
+      jitter: strength for brightness, contrast and saturation.
       lighting: standard deviation along the principal components of colour.
       erasing: probability of random erasing.
 
@@ -90,7 +96,7 @@ class TrainTransform(grain.transforms.RandomMap):
         for name, limit in most.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise InputError(
-                    f"augment.{name} must be in [0, {limit}], got {getattr(self, name)}"
+                    f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}"
                 )
 
     @property
@@ -134,4 +140,4 @@ class TrainTransform(grain.transforms.RandomMap):
 
 def _check_size(size: int) -> None:
     if size < 1:
-        raise InputError(f"image_size must be a positive number of pixels, got {size}")
+        raise InputError(f"image_size must be a positive number of pixels; got {size}")
