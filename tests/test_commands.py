@@ -155,7 +155,7 @@ def test_one_image_cannot_train(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert_one_line(result, "single value a channel", "batch size of at least 2")
+    assert_one_line(result, "single value per channel", "batch size of at least 2")
 
 
 def test_folder_of_images_trains(tmp_path):

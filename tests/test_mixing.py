@@ -77,7 +77,7 @@ def test_nothing_to_mix_changes_nothing():
 
 
 def test_bad_fields_are_named():
-    with pytest.raises(InputError, match=r"mix.cutmix must not be negative; got -1"):
+    with pytest.raises(InputError, match=r"mix.cutmix must not be negative, and finite; got -1"):
         Mixing(cutmix=-1)
     with pytest.raises(InputError, match="3 parts must divide the batch of 4 images"):
         Mixing(mixup=1.0, groups=3)(jax.random.key(0), np.ones((4, 2, 2, 3)), np.eye(4))

@@ -65,10 +65,15 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
     """Return ``name`` and fields of the model in a directory, and whether it holds a run.
 
     Raises:
-      InputError: if it holds neither a run nor weights.
+      InputError: if it holds neither a run nor weights, or the packages of training are missing.
     """
-    from resnest_jax.config import complete, model_fields
-    from resnest_jax.workdir import CONFIG
+    try:
+        from resnest_jax.config import complete, model_fields
+        from resnest_jax.workdir import CONFIG
+    except ImportError as error:
+        raise InputError(
+            f"weights {path}: a directory needs {error.name}: pip install 'resnest_jax[train]'"
+        ) from None
 
     is_run = not (path / MODEL_FILE).is_file()
     file = path / (CONFIG if is_run else MODEL_FILE)
@@ -97,9 +102,9 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       InputError: if it holds neither, or no checkpoint.
     """
+    description, is_run = describe_directory(path)
     from resnest_jax.training.checkpoints import latest_folder, restore_variables
 
-    description, is_run = describe_directory(path)
     variables = restore_variables(latest_folder(path) if is_run else path / WEIGHTS_FOLDER)
     head = variables["params"].get("head")
     description["num_classes"] = 0 if head is None else len(head["bias"])
