@@ -132,7 +132,9 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         step = self._find(which, steps)
         if step not in steps:
-            raise InputError(f"no checkpoint {which!r} in {self._manager.directory}; {steps=}")
+            raise InputError(
+                f"no checkpoint {which!r} in {self._manager.directory}; there are steps {steps!r}"
+            )
         if which != "last":
             return self._restore(state, step)
         for step in reversed(steps):
@@ -157,7 +159,7 @@ class Checkpoints:
         )
         try:
             restored = self._manager.restore(step, args=args)
-        except Exception as error:  # as many kinds as when writing
+        except Exception as error:  # Orbax raises many kinds here too
             raise StorageError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         return restored["state"], restored["progress"]
 
