@@ -10,7 +10,7 @@ from resnest_jax import recipe
 from resnest_jax.config import CHANGEABLE, FREE_SECTIONS, complete
 from resnest_jax.errors import StorageError
 from resnest_jax.files import write_json
-from resnest_jax.training.checkpoints import Checkpoints, latest_folder
+from resnest_jax.training.checkpoints import Checkpoints, check_step, latest_folder
 from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.evaluation import make_evaluate
@@ -39,6 +39,8 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
       StorageError: if the disk is full; the last complete checkpoint is kept.
     """
     config = complete(config)
+    if from_step is not None:
+        check_step(workdir, from_step)  # before the config is written
     run = recipe.build(config, workdir)
     free = FREE_SECTIONS if from_step is None else FREE_SECTIONS + CHANGEABLE
     with claim_workdir(workdir, config, free):

@@ -223,6 +223,7 @@ def test_going_back_with_another_rate(whole_run, tmp_path):
     other = helpers.tiny_config(optimizer__base_learning_rate=0.01)
     with pytest.raises(InputError, match=r"no checkpoint of step 4; there are \[9, 12\]"):
         runs.train(other, workdir, from_step=4)
+    assert (workdir / "config.json").read_bytes() == (whole_run[0] / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"mix.mixup|model.planes"):
         runs.train(helpers.tiny_config(model__planes=(8, 8, 8, 16)), workdir, from_step=9)
     runs.train(other, workdir, from_step=9)

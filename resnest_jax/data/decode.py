@@ -1,5 +1,6 @@
 """Decode image files of every format that Pillow reads, in training as in prediction."""
 
+import functools
 import io
 from typing import Any
 
@@ -39,6 +40,7 @@ def decode_image(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "image": decode(record)}
 
 
+@functools.cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the files that ``decode`` reads, in lower case, with the dot."""
     formats = Image.registered_extensions()

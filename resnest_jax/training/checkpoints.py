@@ -164,14 +164,8 @@ class Checkpoints:
         return restored["state"], restored["progress"]
 
     def go_back(self, step: int) -> None:
-        """Put aside all checkpoints after a step, and a copy of the metrics so far.
-
-        Raises:
-          InputError: if there is no checkpoint of the step.
-        """
+        """Put aside all checkpoints after a step, see ``check_step``, and a copy of the metrics."""
         steps = sorted(self._manager.all_steps())
-        if step not in steps:
-            raise InputError(f"--from_step: no checkpoint of step {step}; there are {steps}")
         metrics = self._workdir / METRICS
         if is_main() and metrics.exists():
             now = time.strftime("%Y%m%d-%H%M%S")
@@ -197,13 +191,21 @@ class Checkpoints:
         return int(which) if which.isdecimal() else None
 
 
+def stored_steps(workdir: Path) -> list[int]:
+    """Return the steps of the complete checkpoints, sorted."""
+    folder = workdir.resolve() / FOLDER
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
 def latest_step(workdir: Path) -> int | None:
     """Return the step of the last complete checkpoint, or None."""
-    folder = workdir.resolve() / FOLDER
-    if not folder.is_dir():
-        return None
-    steps = ocp.utils.checkpoint_steps(folder)
-    return max(steps, default=None)
+    return max(stored_steps(workdir), default=None)
+
+
+def check_step(workdir: Path, step: int) -> None:
+    """Raise InputError if there is no checkpoint of the step to go back to."""
+    if step not in (steps := stored_steps(workdir)):
+        raise InputError(f"--from_step: no checkpoint of step {step}; there are {steps}")
 
 
 def latest_folder(workdir: Path) -> Path:

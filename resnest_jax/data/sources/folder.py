@@ -1,7 +1,6 @@
 """Folders of labelled images."""
 
 import collections
-import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -181,13 +180,8 @@ def _images(folder: Path, others: collections.Counter[str] | None = None) -> Ite
                 others[_suffix(name) or "without suffix"] += 1
 
 
-@functools.cache
-def _suffixes() -> frozenset[str]:
-    return image_suffixes()
-
-
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and _suffix(name) in _suffixes()
+    return not name.startswith(".") and _suffix(name) in image_suffixes()
 
 
 def _suffix(name: str) -> str:
