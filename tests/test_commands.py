@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 
+import commands
 import cv2
 import helpers
 import numpy as np
 import pytest
+from commands import assert_one_line, environment
 
 QUICK = [
     "--config=configs/digits.py",
@@ -25,25 +27,9 @@ QUICK = [
 ]
 
 
-def environment():
-    return os.environ | {"XLA_FLAGS": helpers.xla_flags(2)}
-
-
-def run(module, *args):
-    """Run a command in the repository to its end."""
-    command = [sys.executable, "-m", f"resnest_jax.{module}", *args]
-    return subprocess.run(
-        command, cwd=helpers.ROOT, env=environment(), capture_output=True, text=True, timeout=300
-    )
-
-
-def assert_one_line(result, *words):
-    assert result.returncode == 1, result.stderr
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in errors[0], result.stderr
+def run(command, *args, **variables):
+    """Run a command of the package to its end."""
+    return commands.run(f"resnest_jax.{command}", *args, **variables)
 
 
 def write_images(folder, count, size=40):
@@ -54,7 +40,10 @@ def write_images(folder, count, size=40):
 
 
 def test_train_then_evaluate(tmp_path):
-    trained = run("train", *QUICK, f"--workdir={tmp_path}/run")
+    command = [sys.executable, "-m", "resnest_jax.train", *QUICK, f"--workdir={tmp_path}/run"]
+    trained = subprocess.run(
+        command, cwd=helpers.ROOT, env=environment(), capture_output=True, text=True
+    )
     assert trained.returncode == 0, trained.stderr
     for word in ("step 12/12", "images/s", "loss", "eval_top1"):
         assert word in trained.stdout
@@ -147,14 +136,8 @@ def test_bad_folders_are_one_line(tmp_path):
 
 
 def test_one_image_cannot_train(tmp_path):
-    command = [sys.executable, "-m", "resnest_jax.train", *QUICK, f"--workdir={tmp_path}/run"]
-    result = subprocess.run(
-        [*command, "--config.batch_size=1"],
-        cwd=helpers.ROOT,
-        env=os.environ | {"XLA_FLAGS": helpers.xla_flags(1)},
-        capture_output=True,
-        text=True,
-    )
+    args = [*QUICK, f"--workdir={tmp_path}/run", "--config.batch_size=1"]
+    result = run("train", *args, devices=1)
     assert_one_line(result, "single value per channel", "batch size of at least 2")
 
 

@@ -5,8 +5,8 @@ import struct
 import subprocess
 import sys
 
+import commands
 import golden
-import helpers
 import jax
 import numpy as np
 import pytest
@@ -49,9 +49,8 @@ def write_safetensors(path, state_dict):
 
 
 def export(weights, output, *args):
-    command = [sys.executable, "-m", "resnest_jax.export", "--model=resnest14"]
-    command += [f"--weights={weights}", f"--output={output}", f"--image_size={SIZE}", *args]
-    return subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, timeout=300)
+    flags = ["--model=resnest14", f"--weights={weights}", f"--output={output}"]
+    return commands.run("resnest_jax.export", *flags, f"--image_size={SIZE}", *args, devices=8)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """From image files to class names and explanations."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 
+import commands
 import golden
 import helpers
 import jax
@@ -354,12 +352,4 @@ def test_map_without_evidence_is_drawn(tmp_path):
     ],
 )
 def test_bad_command_is_one_line(arguments, words):
-    command = [sys.executable, "-m", "resnest_jax.predict", *arguments]
-    result = subprocess.run(
-        command, cwd=helpers.ROOT, env=os.environ, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 1
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "Traceback" not in result.stderr
-    assert all(word in errors[0] for word in words), errors
+    commands.assert_one_line(commands.run("resnest_jax.predict", *arguments), *words)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import commands
 import golden
 import helpers
 import jax
@@ -36,8 +37,7 @@ def assert_trees_equal(a, b):
 
 
 def convert(*args):
-    command = [sys.executable, "-m", "resnest_jax.convert", *map(str, args)]
-    return subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True)
+    return commands.run("resnest_jax.convert", *args)
 
 
 def test_safetensors_round_trip(tmp_path):

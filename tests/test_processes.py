@@ -1,7 +1,6 @@
 """Runs of two processes with two devices each; also when one is stopped or killed."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,13 +10,12 @@ import time
 import helpers
 import numpy as np
 import pytest
-from test_commands import QUICK, environment, stored_arrays
+from commands import environment
+from test_commands import QUICK, run, stored_arrays
 
 # With statistics per device a step has one collective, not one per norm.
-COMMAND = [
-    *[sys.executable, "-m", "resnest_jax.train", *QUICK],
-    "--config.parallel.batch_norm=device",
-]
+FLAGS = [*QUICK, "--config.parallel.batch_norm=device"]
+COMMAND = [sys.executable, "-m", "resnest_jax.train", *FLAGS]
 FOUR_DEVICES = {"XLA_FLAGS": helpers.xla_flags(4)}
 # One worker runs them all, because they share an uninterrupted run.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -160,12 +158,6 @@ def test_sigterm_stores_the_step_under_way(tmp_path):
     ],
 )
 def test_half_a_description_of_the_processes_is_refused(variables, tmp_path):
-    result = subprocess.run(
-        [*COMMAND, f"--workdir={tmp_path}/run"],
-        cwd=helpers.ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-    )
+    result = run("train", *FLAGS, f"--workdir={tmp_path}/run", **variables)
     assert result.returncode == 1
     assert "JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=I, or only" in result.stderr
