@@ -26,12 +26,13 @@ class Classifier(nnx.Module):
 def main() -> tuple[jax.Array, bool]:
     """Return logits (2, 4), and whether training changed the batch statistics."""
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3)) + jnp.ones(3)[None, None, None]
-    model = Classifier(4, images, nnx.Rngs(0))
+    model = nnx.jit(lambda: Classifier(4, images, nnx.Rngs(0)))()
+    call = nnx.jit(lambda model, images, train: model(images, train), static_argnums=2)
     before = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
-    model(images, train=True)
+    call(model, images, True)
     after = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
     moved = any(bool((a != b).any()) for a, b in zip(before, after, strict=True))
-    return model(images), moved
+    return call(model, images, False), moved
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import os
 
-from helpers import ROOT, xla_flags
+import pytest
+from helpers import ROOT, tiny_config, xla_flags
 
 # Before jax starts.
 os.environ.setdefault("XLA_FLAGS", xla_flags(8))
@@ -13,7 +14,16 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 
+from resnest_jax import runs
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """A finished run of the tiny recipe, to read from: its directory and its summary."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, runs.train(tiny_config(), workdir)
 
 
 def pytest_xdist_auto_num_workers() -> int:

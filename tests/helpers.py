@@ -4,9 +4,12 @@ import importlib.util
 import pathlib
 import socket
 
+import pytest
 from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).parent.parent
+# One worker runs the tests that share the fixture of this name.
+with_whole_run = pytest.mark.xdist_group("whole run")
 
 
 def xla_flags(devices: int) -> str:

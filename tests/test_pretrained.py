@@ -14,7 +14,6 @@ import pytest
 import safetensors.numpy
 
 import resnest_jax
-from resnest_jax import runs
 from resnest_jax.errors import InputError
 from resnest_jax.weights import formats, published
 from resnest_jax.weights.torch_names import COUNTER
@@ -215,11 +214,10 @@ def test_every_source_is_a_model():
         resnest_jax.create_model(name)
 
 
-def test_run_as_source(tmp_path):
-    config = helpers.tiny_config(epochs=0.5, optimizer__warmup_epochs=0.0)
-    runs.train(config, tmp_path / "run")
-    name = config.model.name
-    model, variables = resnest_jax.load_pretrained(name, tmp_path / "run")
+@helpers.with_whole_run
+def test_run_as_source(whole_run, tmp_path):
+    workdir, summary = whole_run
+    model, variables = resnest_jax.load_pretrained(summary["model"], workdir)
     assert model.num_classes == 10
     assert model.planes == (8, 8, 8, 8)
     images = golden.images((2, 32, 32), 0)
@@ -227,13 +225,13 @@ def test_run_as_source(tmp_path):
     assert logits.shape == (2, 10)
 
     file = tmp_path / "run.safetensors"
-    result = convert(f"--input={tmp_path / 'run'}", f"--output={file}")
+    result = convert(f"--input={workdir}", f"--output={file}")
     assert result.returncode == 0, result.stderr
     assert str(len(resnest_jax.to_torch(variables, model))) in result.stdout
     stored = safetensors.numpy.load_file(file)
     assert_trees_equal(resnest_jax.from_torch(stored, model), variables)
     with pytest.raises(InputError, match="are those of resnest14_fast_2s1x64d, not of resnest14"):
-        resnest_jax.load_pretrained("resnest14", tmp_path / "run")
+        resnest_jax.load_pretrained("resnest14", workdir)
 
 
 def test_convert_to_a_directory(published_file, tmp_path):

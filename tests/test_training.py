@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import with_whole_run
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_net import small_task
 
@@ -117,16 +118,6 @@ def state_of(workdir, config):
     run = recipe.build(config)
     with runs.open_checkpoints(run, config, workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(abstract_state(run))[0])
-
-
-# One worker runs the tests that share this run.
-with_whole_run = pytest.mark.xdist_group("whole run")
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole")
-    return workdir, runs.train(helpers.tiny_config(), workdir)
 
 
 @with_whole_run
