@@ -44,8 +44,7 @@ def run(
       command: the flags of the command; absl's own are added to them.
       arguments: the command takes arguments besides flags.
     """
-    _keep_compiled()
-    _keep_memory()
+    set_up_jax()
     try:
         app.run(main, flags_parser=partial(_parse, command=command, arguments=arguments))
     except PreemptedError as error:
@@ -63,6 +62,12 @@ def run(
             "another process of the run failed or was killed; run the same command again to "
             f"resume from the last checkpoint ({error})"
         )
+
+
+def set_up_jax() -> None:
+    """Keep compiled programs and freed memory; call it before JAX starts its devices."""
+    _keep_compiled()
+    _keep_memory()
 
 
 def _keep_compiled() -> None:

@@ -1,6 +1,11 @@
 """The network against the authors' PyTorch model."""
 
+import os
+import subprocess
+import sys
+
 import golden
+import helpers
 import jax
 import numpy as np
 import optax
@@ -71,6 +76,25 @@ def test_float32_rounds_float64(name):
             logits[dtype] = np.asarray(jax.jit(model.apply)(variables, images))
         assert logits[dtype].dtype == dtype
     assert_close(logits["float32"], logits["float64"], 1e-5)
+
+
+def test_logits_as_users_compile(tmp_path):
+    """Not at the optimisation level of these tests, which compiles fast."""
+    case = next(iter(golden.CASES))
+    code = f"""
+import sys
+import golden, jax, numpy as np
+name, fields, shape, seed = golden.CASES[{case!r}]
+model, variables = golden.build(name, fields)
+np.save(sys.argv[1], jax.jit(model.apply)(variables, golden.images(shape, seed)))
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "logits.npy"],
+        cwd=helpers.ROOT,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(helpers.ROOT / "tests")},
+        check=True,
+    )
+    assert_close(np.load(tmp_path / "logits.npy"), golden.golden(case, "logits"))
 
 
 # With eight devices "auto" takes none of these; with one it does.

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from resnest_jax import runs
+from resnest_jax import cli, runs
 from resnest_jax.config import complete
 from resnest_jax.errors import InputError, one_line
 from resnest_jax.files import write_json
@@ -36,6 +36,7 @@ Launch = Callable[[Path], str | None]
 
 def run_one(folder: Path) -> None:
     """Train the job in a folder; a finished job is left as it is."""
+    cli.set_up_jax()
     with _locked(folder):
         if (folder / RESULT).exists():
             return
