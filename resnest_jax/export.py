@@ -1,12 +1,21 @@
 """Export a model with its weights to one file that runs without this package.
 
+    python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.onnx
     python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.stablehlo
 
 FILE is a source for ``resnest_jax.load_pretrained``: .safetensors, .pth, or the directory of a run.
-The artefact is StableHLO as ``jax.export`` serialises it, batch norms folded, weights included. It
-maps RGB images, uint8 (B, S, S, 3) in 0..255 for any batch size B and S = --image_size, to
-float32 logits (B, num_classes); ImageNet's normalization is part of it. To run it, with only jax
-and flatbuffers installed:
+Both formats have the weights inside and the batch norms folded, and take any batch size B.
+
+ONNX, opset 18 (needs the extra ``onnx``): ``images``, float32 RGB (B, 3, S, S) for
+S = --image_size, normalized by the mean and the std in the metadata, to ``logits``, float32
+(B, num_classes). With onnxruntime:
+
+    session = onnxruntime.InferenceSession("resnest50.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map  # image_size, mean, std
+    (logits,) = session.run(None, {"images": images})
+
+StableHLO, as ``jax.export`` serialises it: RGB images, uint8 (B, S, S, 3) in 0..255, to the same
+logits; ImageNet's normalization is part of it. With only jax and flatbuffers installed:
 
     import jax
     from jax import export
@@ -22,7 +31,7 @@ from absl import flags
 
 from resnest_jax import cli
 from resnest_jax.models.resnest import MIN_SIZE
-from resnest_jax.weights import stablehlo
+from resnest_jax.weights import exports
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string("model", None, "Name of the model.", required=True, flag_values=FLAGS)
@@ -32,7 +41,7 @@ WEIGHTS = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    f"File to write, ending in {stablehlo.SUFFIX}.",
+    f"File to write, ending in {exports.ONNX} or {exports.STABLEHLO}.",
     required=True,
     flag_values=FLAGS,
 )
@@ -40,16 +49,23 @@ IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 224, "Side of the images.", lower_bound=MIN_SIZE, flag_values=FLAGS
 )
 PLATFORMS = flags.DEFINE_list(
-    "platforms", "cpu,cuda,tpu", "Platforms that the artefact runs on.", flag_values=FLAGS
+    "platforms",
+    None,
+    f"Platforms that a {exports.STABLEHLO} file runs on; the default is cpu,cuda,tpu.",
+    flag_values=FLAGS,
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.", flag_values=FLAGS
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    f"Dtype of activations in a {exports.STABLEHLO} file; the default is float32.",
+    flag_values=FLAGS,
 )
 
 
 def main(_: list[str]) -> None:
     """Export the model."""
-    line = stablehlo.export_file(
+    line = exports.export_file(
         MODEL.value,
         WEIGHTS.value,
         cli.local_path(OUTPUT),

@@ -9,6 +9,7 @@ import commands
 import golden
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 
 import resnest_jax
@@ -151,13 +152,32 @@ def test_exported_artefact_runs_without_the_package(dtype, resnest14, tmp_path):
     assert relative_error(logits["one"], expected[:1]) < tolerance
 
 
+def test_exported_onnx_has_the_authors_logits(resnest14, tmp_path):
+    output = tmp_path / "model.onnx"
+    result = export(resnest14[2], output)
+    assert result.returncode == 0, result.stderr
+    assert "(B, 3, 64, 64) to logits (B, 1000), ONNX opset 18, 104 nodes" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+    session = onnxruntime.InferenceSession(output)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata.pop("model") == "resnest14"
+    metadata = {key: json.loads(value) for key, value in metadata.items()}
+    assert metadata.pop("image_size") == SIZE
+    assert metadata == {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    images = np.moveaxis(golden.images((2, SIZE, SIZE), 1), -1, 1)
+    (logits,) = session.run(None, {"images": images})
+    assert relative_error(logits, golden.golden("resnest14@64", "logits")) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("output", "flag", "words"),
     [
-        ("model.pb", "--dtype=float32", ("output must end", ".stablehlo", "model.pb")),
+        ("model.pb", "--dtype=float32", ("output must end", ".stablehlo", ".onnx", "model.pb")),
         ("absent/model.stablehlo", "--dtype=float32", ("output", "absent")),
         ("model.stablehlo", "--platforms=cpu,abacus", ("platforms", "abacus")),
         ("model.stablehlo", "--image_size=16", ("image_size", "16")),
+        ("model.onnx", "--platforms=cpu", ("platforms", ".stablehlo", "cpu")),
+        ("model.onnx", "--dtype=bfloat16", ("dtype", ".stablehlo", "bfloat16")),
     ],
 )
 def test_bad_flags_are_one_line(output, flag, words, resnest14, tmp_path):

@@ -1,4 +1,4 @@
-"""Time a model, its layers or the zoo; compare with PyTorch if it is installed.
+"""Time a model, its layers or the zoo; compare with PyTorch and ONNX Runtime if installed.
 
     python -m experiments.benchmark --model=resnest50 --batch_size=8 --out=/tmp/benchmark
     python -m experiments.benchmark --train               training steps instead of inference
@@ -10,7 +10,8 @@ The programs take turns, so that other load on the machine affects all of them. 
 over the rounds, the quartiles, and the ratios to the first program and to eager PyTorch, computed
 per round. Weights, batch norm statistics and images are random. Compilation is timed separately,
 without and with the cache. PyTorch runs in its own process, which waits between its turns. Its rows
-need torch, timm and a model that timm has, the picture needs matplotlib; else they are skipped.
+need torch, timm and a model that timm has, those of ONNX Runtime, for inference, the extra ``onnx``
+and onnxruntime; the picture needs matplotlib. Else they are skipped.
 """
 
 import os
@@ -20,7 +21,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.benchmark import layers, ours, profiling, report, torch_process, zoo
+from experiments.benchmark import (
+    layers,
+    onnx_runtime,
+    ours,
+    profiling,
+    report,
+    torch_process,
+    zoo,
+)
 from experiments.timing import time_calls
 from resnest_jax import cli
 from resnest_jax.models.zoo import create_model
@@ -82,6 +91,8 @@ def _benchmark() -> None:
         report.show(profiling.rows(program, model.dtype, OUT.value), "profile", OUT.value)
         return
     programs = {name: ours.time_cached(program) for name, program in programs.items()}
+    if not TRAIN.value:
+        programs |= onnx_runtime.programs(model, images)
     if TORCH.value:
         programs |= torch_process.programs(
             "both_layouts",

@@ -165,7 +165,8 @@ class ResNeSt(nn.Module):
       zero_init_last: start every block as its shortcut: scale 0 in its last batch norm.
       implementation: that of grouped convolutions, see ``layers.convolution.conv2d``.
       platform: target platform, ``cpu``, ``cuda``, ``rocm`` or ``tpu``, which selects the form of
-        the pools and of ``auto``. None is JAX's default backend at the time of tracing.
+        the pools and of ``auto``. None is JAX's default backend at the time of tracing. ``onnx``
+        makes them, and products, the windows and convolutions that ONNX has operators for.
       dtype: dtype of activations; parameters, statistics and logits are float32. With float64,
         which needs ``jax.enable_x64``, logits are float64 too.
 

@@ -66,7 +66,8 @@ class SelectiveKernel(nn.Module):
         gate = nn.relu(self.norm(name="bn_reduce")(gate, train))
         gate = self.conv(2 * self.features, name="conv_select")(gate)
         attention = nn.softmax(gate.reshape(-1, 1, 1, 2, self.features), 3)
-        return reduce(jnp.add, [path * attention[..., i, :] for i, path in enumerate(paths)])
+        weights = [jnp.squeeze(a, 3) for a in jnp.split(attention, 2, 3)]
+        return reduce(jnp.add, [path * a for path, a in zip(paths, weights, strict=True)])
 
 
 def round_to_eight(width: float) -> int:

@@ -12,7 +12,7 @@ from jax import lax
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
-from resnest_jax.models.layers.platforms import on_cpu
+from resnest_jax.models.layers.platforms import ONNX, on_cpu
 
 IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches")
 
@@ -105,14 +105,14 @@ def conv2d(
       ``patches``: the pixels under the kernel concatenated, and one matrix product per group;
       ``auto``: the one measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
     Three names, such as ``"split,split,winograd"``, select those of forward, input gradient and
-    kernel gradient. A 1x1 convolution is always one matrix product per group. ``winograd`` and
-    three names do not have a forward-mode derivative.
+    kernel gradient. A 1x1 convolution is always one matrix product per group, but for platform
+    ``onnx`` a convolution. ``winograd`` and three names do not have a forward-mode derivative.
 
     Raises:
       InputError: if ``implementation`` is none of these.
     """
     check_implementation(implementation)
-    if kernel.shape[:2] == (1, 1):
+    if kernel.shape[:2] == (1, 1) and platform != ONNX:
         return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
     settings = (strides, dilation, groups)
     if implementation == "auto":

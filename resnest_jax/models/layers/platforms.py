@@ -5,6 +5,7 @@ import jax
 from resnest_jax.errors import InputError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+ONNX = "onnx"  # not for running: only convolutions and windows, which ONNX has operators for
 
 
 def on_cpu(platform: str | None) -> bool:
@@ -14,7 +15,7 @@ def on_cpu(platform: str | None) -> bool:
 
 def check_platform(platform: str | None) -> None:
     """Raise InputError if the platform is unknown."""
-    if platform is not None and platform not in PLATFORMS:
+    if platform is not None and platform not in (*PLATFORMS, ONNX):
         raise InputError(
-            f"model field platform must be None or one of {PLATFORMS}; got {platform!r}"
+            f"model field platform must be None or one of {(*PLATFORMS, ONNX)}; got {platform!r}"
         )

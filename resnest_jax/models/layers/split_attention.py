@@ -78,7 +78,7 @@ class SplitAttention(nn.Module):
         self.sow("intermediates", "attention", attention)
 
         weights = jnp.split(attention[:, :, None, None], self.radix, 1)
-        weighted = [split * a[:, 0] for split, a in zip(splits, weights, strict=True)]
+        weighted = [split * jnp.squeeze(a, 1) for split, a in zip(splits, weights, strict=True)]
         return reduce(jnp.add, weighted)
 
 

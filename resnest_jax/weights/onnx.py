@@ -1,0 +1,63 @@
+"""Export a model with its weights as ONNX; needs the package ``onnx``."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from onnx import ModelProto
+
+from resnest_jax.models.folding import fold
+from resnest_jax.models.inputs import MEAN, STD, check_rgb
+from resnest_jax.models.layers.platforms import ONNX
+from resnest_jax.models.resnest import ResNeSt
+from resnest_jax.weights.onnx_graph import OPSET
+from resnest_jax.weights.onnx_primitives import convert
+
+
+def export(
+    model: ResNeSt, variables: Mapping[str, Any], image_size: int, metadata: Mapping[str, str]
+) -> ModelProto:
+    """Export the folded model as a function of normalized images (B, 3, S, S), B free.
+
+    The input is ``images``, float32 RGB; the output ``logits``, float32 (B, num_classes), or
+    ``features`` of a model without head.
+
+    Args:
+      variables: ``{"params", "batch_stats"}``; they become part of the file.
+      image_size: S.
+      metadata: strings to store besides ``image_size``, ``mean`` and ``std`` (JSON, of RGB in
+        0..255).
+
+    Raises:
+      InputError: if the model does not take RGB images, or has an operation without translation.
+    """
+    check_rgb(variables)
+    model = model.clone(platform=ONNX, implementation="auto", remat=(), dtype=jnp.float32)
+    folded, variables = fold(model, variables)
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+    mean, std = ([round(float(value), 3) for value in values] for values in (MEAN, STD))
+    of_images = {"image_size": image_size, "mean": mean, "std": std}
+    return convert(
+        partial(folded.apply, variables),
+        images,
+        ("images", "logits" if model.num_classes else "features"),
+        {key: json.dumps(value) for key, value in of_images.items()} | dict(metadata),
+    )
+
+
+def serialize(
+    model: ResNeSt, variables: Mapping[str, Any], image_size: int, name: str
+) -> tuple[bytes, str]:
+    """Return the content of a file and a line about it; ``name`` is that of the model."""
+    exported = export(model, variables, image_size, {"model": name})
+    classes = exported.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    about = (
+        f"normalized float32 images (B, 3, {image_size}, {image_size}) to logits "
+        f"(B, {classes}), ONNX opset {OPSET}, {len(exported.graph.node)} nodes"
+    )
+    return exported.SerializeToString(), about
