@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from experiments.benchmark import ours, profiling, report
+from experiments.benchmark import onnx_runtime, ours, profiling, report
 from resnest_jax import create_model
 
 # One worker runs them all: they share a fixture that takes long.
@@ -18,14 +18,18 @@ BATCH = 7  # no kernel has this size
 def programs():
     model = create_model("resnest14", num_classes=10, planes=(8, 8, 8, 8), stem_width=4)
     images = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3))
-    return ours.inference(model, images) | {"training": ours.train_step(model, images)}
+    found = ours.inference(model, images) | onnx_runtime.programs(model, images)
+    return found | {"training": ours.train_step(model, images)}
 
 
 def test_programs_are_made_and_called(programs):
     for program in programs.values():
         program.call()
         assert program.compile_seconds > 0
-    assert programs["as trained"].call().shape == (BATCH, 10)
+    logits = programs["as trained"].call()
+    assert logits.shape == (BATCH, 10)
+    (of_runtime,) = programs["ONNX Runtime, CPU"].call()
+    assert abs(of_runtime - logits).max() < 1e-4 * abs(logits).max()
 
 
 def test_comparison_is_round_by_round(programs, tmp_path):

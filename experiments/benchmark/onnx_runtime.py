@@ -8,6 +8,8 @@ import numpy as np
 from experiments.benchmark.ours import Program
 from experiments.timing import random_variables
 
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
 
 def programs(model, images: jax.Array) -> dict[str, Program]:
     """Make the program for float32; without the packages a note is printed and there is none."""
@@ -23,13 +25,13 @@ def programs(model, images: jax.Array) -> dict[str, Program]:
         return {}
     variables = random_variables(model, images)
     content = onnx.export(model, variables, images.shape[1], {}).SerializeToString()
+    present = onnxruntime.get_available_providers()
+    providers = [name for name in PROVIDERS if name in present]
     options = onnxruntime.SessionOptions()
     # Its threads would otherwise keep the cores busy after a call.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     begun = time.perf_counter()
-    session = onnxruntime.InferenceSession(
-        content, options, providers=onnxruntime.get_available_providers()
-    )
+    session = onnxruntime.InferenceSession(content, options, providers=providers)
     seconds = time.perf_counter() - begun
     inputs = {"images": np.ascontiguousarray(np.moveaxis(np.asarray(images), -1, 1))}
     provider = session.get_providers()[0].removesuffix("ExecutionProvider")
