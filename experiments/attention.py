@@ -2,10 +2,10 @@
 
     python -m experiments.attention --workdir=RUN
 
-Evaluates the last checkpoint of a run on its evaluation images. Writes RUN/attention.md and
-attention.png, per stage and class: the mean weight of each split, how even the weights are
-(entropy, as a fraction of its maximum), how often a split is ignored, and whether the weights
-depend on the image, on its class, or on neither.
+Evaluates a checkpoint of a run, the last by default, on its evaluation images. Writes
+RUN/attention.md and attention.png, per stage and class: the mean weight of each split, how even the
+weights are (entropy, as a fraction of its maximum), how often a split is ignored, and whether the
+weights depend on the image, on its class, or on neither.
 """
 
 from pathlib import Path
@@ -22,13 +22,14 @@ from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic
 from resnest_jax.models.inputs import normalize
 from resnest_jax.models.resnest import ResNeSt, stage_of
-from resnest_jax.training.checkpoints import latest_folder, restore_variables
+from resnest_jax.training.checkpoints import find_step, restore_variables, state_folder
 from resnest_jax.workdir import load_config
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run.", required=True, flag_values=FLAGS
 )
+CHECKPOINT = cli.define_checkpoint(FLAGS)
 
 IGNORED = 0.1  # a split below this fraction of an even share is ignored
 
@@ -213,7 +214,8 @@ def main(_: list[str]) -> None:
     """Analyse the run."""
     workdir = Path(WORKDIR.value).expanduser()
     run = recipe.build(load_config(workdir))
-    variables = restore_variables(latest_folder(workdir))
+    step = find_step(workdir, CHECKPOINT.value, run.task.best_metric)
+    variables = restore_variables(state_folder(workdir, step))
     names = run.batches.class_names
     sums, count = collect(run.task.model, variables, run.batches.eval(), len(names))
     stages = summarise(sums, count)

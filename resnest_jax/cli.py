@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jax
 from absl import app, flags, logging
@@ -109,6 +109,58 @@ def fail(error: object) -> NoReturn:
     sys.exit(1)
 
 
+def define_checkpoint(command: flags.FlagValues) -> flags.FlagHolder[str]:
+    """Define ``--checkpoint`` of the commands that read a run."""
+    return flags.DEFINE_string(
+        "checkpoint", "last", "Checkpoint of a run: last, best or a step.", flag_values=command
+    )
+
+
+def define_tta(
+    command: flags.FlagValues,
+) -> tuple[flags.FlagHolder[list[str]], flags.FlagHolder[list[str] | None]]:
+    """Define ``--tta`` and ``--tta_sizes`` of the commands that classify."""
+    views = flags.DEFINE_list(
+        "tta",
+        [],
+        "Views of an image whose probabilities are averaged: flip, five_crop or both.",
+        flag_values=command,
+    )
+    several = flags.DEFINE_list(
+        "tta_sizes", None, "Sides of the images to average, such as 224,256.", flag_values=command
+    )
+    return views, several
+
+
+def sizes(
+    one: flags.FlagHolder[int | None], several: flags.FlagHolder[list[str] | None]
+) -> tuple[int, ...] | None:
+    """Return the sides that ``--image_size`` or ``--tta_sizes`` gives, or None.
+
+    Raises:
+      InputError: if both are given, or a side is not a number.
+    """
+    if not several.value:
+        return None if one.value is None else (one.value,)
+    if one.value is not None:
+        raise InputError(f"--{several.name} and --{one.name} are both given; leave one out")
+    if not all(size.isdecimal() for size in several.value):
+        raise InputError(
+            f"--{several.name} must be sides such as 224,256; got {','.join(several.value)}"
+        )
+    return tuple(map(int, several.value))
+
+
+def define_predictions(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
+    """Define ``--predictions`` of the commands that classify."""
+    return flags.DEFINE_string(
+        "predictions",
+        None,
+        "File to write, .csv or .json: the best classes of every image, with its file name.",
+        flag_values=command,
+    )
+
+
 def local_path(flag: flags.FlagHolder[str]) -> Path:
     """Return the path that a flag names.
 
@@ -119,6 +171,11 @@ def local_path(flag: flags.FlagHolder[str]) -> Path:
     if not value.strip() or "://" in value:
         raise InputError(f"--{flag.name} must be a local path; got {value!r}")
     return Path(value).expanduser()
+
+
+def optional_path(flag: flags.FlagHolder[str | None]) -> Path | None:
+    """Return the path that a flag names, or None; errors are those of ``local_path``."""
+    return None if flag.value is None else local_path(cast(flags.FlagHolder[str], flag))
 
 
 def _parse(argv: list[str], command: flags.FlagValues, arguments: bool) -> list[str]:

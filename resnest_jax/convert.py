@@ -3,16 +3,17 @@
     python -m resnest_jax.convert --model=resnest50 --input=resnest50-528c19ca.pth --output=weights
     python -m resnest_jax.convert --input=runs/digits --output=digits.safetensors
 
-The input is a .safetensors, .pth or .pt file, the workdir of a run (its last checkpoint) or a
-directory that this command wrote; a directory holds the name of its model. The output is such a
-file, or without a suffix such a directory: model.json and an Orbax checkpoint of params and
-batch_stats. ``resnest_jax.load_pretrained`` reads all of them.
+The input is a .safetensors, .pth or .pt file, the workdir of a run or a directory that this
+command wrote; a directory holds the name of its model. The output is such a file, or without a
+suffix such a directory: model.json and an Orbax checkpoint of params and batch_stats.
+``resnest_jax.load_pretrained`` reads all of them. Directories (classes.json) and .safetensors (its
+metadata) also hold the names of the classes and the size and crop of test images.
 """
 
 from absl import flags
 
 from resnest_jax import cli
-from resnest_jax.weights.pretrained import convert
+from resnest_jax.weights.conversion import convert
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string(
@@ -21,20 +22,34 @@ MODEL = flags.DEFINE_string(
 INPUT = flags.DEFINE_string(
     "input",
     None,
-    "File of weights, or directory of a run or of weights.",
+    "File of weights, directory of a run or of weights, or published.",
     required=True,
     flag_values=FLAGS,
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "File of weights, or directory, to write.", required=True, flag_values=FLAGS
 )
+CHECKPOINT = cli.define_checkpoint(FLAGS)
+CLASS_NAMES = flags.DEFINE_string(
+    "class_names",
+    None,
+    "Names to store: imagenet, or a text file with a name per line; default: those of the input.",
+    flag_values=FLAGS,
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output.", flag_values=FLAGS)
 
 
 def main(_: list[str]) -> None:
     """Convert the weights."""
-    source, output = (cli.local_path(flag) for flag in (INPUT, OUTPUT))
-    print(convert(MODEL.value, source, output, OVERWRITE.value))
+    line = convert(
+        MODEL.value,
+        str(cli.local_path(INPUT)),
+        cli.local_path(OUTPUT),
+        checkpoint=CHECKPOINT.value,
+        class_names=CLASS_NAMES.value,
+        overwrite=OVERWRITE.value,
+    )
+    print(line)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from resnest_jax import recipe
 from resnest_jax.config import complete, flatten
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_json, writing
-from resnest_jax.runs import parameter_table
+from resnest_jax.runs import check_classes, parameter_table
 from resnest_jax.training.curves import plot_schedule
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.mesh import batch_sharding, shard
@@ -49,6 +49,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     config = complete(config)
     run = recipe.build(config, folder)
     check_workdir(workdir, config)
+    check_classes(run, workdir)
     if is_main():
         _describe(run, config, workdir, folder)
     report = {

@@ -1,25 +1,93 @@
-"""Evaluate a stored run again: python -m resnest_jax.evaluate --workdir=DIR"""
+"""Evaluate a run, or any weights on any labelled images.
+
+    python -m resnest_jax.evaluate --workdir=runs/digits --checkpoint=best
+    python -m resnest_jax.evaluate --model=resnest50 --dataset=folder:imagenet/val
+
+A run is evaluated as in training, and other weights by the test of the published model: its crop
+and size. Classes are matched by name. The figures are printed as JSON; published_top1 is beside
+them where the data has ImageNet's classes.
+"""
 
 import json
 
 from absl import flags
 
-from resnest_jax import cli, runs
+from resnest_jax import cli
+from resnest_jax.errors import InputError
+from resnest_jax.models.resnest import MIN_SIZE
+from resnest_jax.tasks.classification import evaluate
 from resnest_jax.training import distributed
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run.", required=True, flag_values=FLAGS
+    "workdir", None, "Directory of a run; the same as --weights=DIR.", flag_values=FLAGS
 )
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "last", "Checkpoint: last, best or a step.", flag_values=FLAGS
+MODEL = flags.DEFINE_string(
+    "model", None, "Name of the model; a directory of weights holds it.", flag_values=FLAGS
+)
+WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "File of weights, directory of a run or of weights, or published, the default with --model.",
+    flag_values=FLAGS,
+)
+CHECKPOINT = cli.define_checkpoint(FLAGS)
+DATASET = flags.DEFINE_string(
+    "dataset",
+    None,
+    "folder:PATH or a name of TFDS; default: that of the run.",
+    flag_values=FLAGS,
+)
+SPLIT = flags.DEFINE_string(
+    "split",
+    "auto",
+    "Split of the data set; auto: that of the run's evaluation, else validation, val or test, or "
+    "all of a folder without splits. The folder itself is '.'.",
+    flag_values=FLAGS,
+)
+IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size",
+    None,
+    "Side of the images; default: that of the published test, or of the run.",
+    lower_bound=MIN_SIZE,
+    flag_values=FLAGS,
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Images per step; default: those of the run, or 64.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+TTA, TTA_SIZES = cli.define_tta(FLAGS)
+PREDICTIONS = cli.define_predictions(FLAGS)
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Directory for per_class.csv, confusion.csv and confusion.png; that of the run will do.",
+    flag_values=FLAGS,
 )
 
 
 def main(_: list[str]) -> None:
-    """Evaluate the checkpoint."""
+    """Evaluate the weights."""
     distributed.start()
-    results = runs.evaluate(cli.local_path(WORKDIR), CHECKPOINT.value)
+    if WORKDIR.value is not None and WEIGHTS.value is not None:
+        raise InputError("--workdir and --weights are both given; one of them names the run")
+    if WORKDIR.value is None and WEIGHTS.value is None and MODEL.value is None:
+        raise InputError("give --workdir=RUN, or --model=NAME, or --weights=FILE_OR_DIRECTORY")
+    options = evaluate.Options(
+        dataset=DATASET.value,
+        split=SPLIT.value,
+        sizes=cli.sizes(IMAGE_SIZE, TTA_SIZES),
+        tta=tuple(TTA.value),
+        batch_size=BATCH_SIZE.value,
+        output=cli.optional_path(OUTPUT),
+        predictions=cli.optional_path(PREDICTIONS),
+    )
+    workdir = cli.optional_path(WORKDIR)
+    weights = WEIGHTS.value if workdir is None else str(workdir)
+    results = evaluate.run(MODEL.value, weights, CHECKPOINT.value, options)
     if distributed.is_main():
         print(json.dumps(results, indent=2))
 

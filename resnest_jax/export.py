@@ -2,20 +2,23 @@
 
     python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.onnx
     python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.stablehlo
+    python -m resnest_jax.export --weights=runs/digits --output=digits.stablehlo
 
-FILE is a source for ``resnest_jax.load_pretrained``: .safetensors, .pth, or the directory of a run.
-Both formats have the weights inside and the batch norms folded, and take any batch size B.
+FILE is a source for ``resnest_jax.load_pretrained``: .safetensors, .pth, or the directory of a run,
+which names its model. Both formats have the weights inside and the batch norms folded, and take any
+batch size B; the images have the size of the model's published test, or of the run.
 
 ONNX, opset 18 (needs the extra ``onnx``): ``images``, float32 RGB (B, 3, S, S) for
 S = --image_size, normalized by the mean and the std in the metadata, to ``logits``, float32
 (B, num_classes). With onnxruntime:
 
     session = onnxruntime.InferenceSession("resnest50.onnx")
-    metadata = session.get_modelmeta().custom_metadata_map  # image_size, mean, std
+    metadata = session.get_modelmeta().custom_metadata_map  # image_size, mean, std, class_names
     (logits,) = session.run(None, {"images": images})
 
 StableHLO, as ``jax.export`` serialises it: RGB images, uint8 (B, S, S, 3) in 0..255, to the same
-logits; ImageNet's normalization is part of it. With only jax and flatbuffers installed:
+logits; ImageNet's normalization is part of it. The names of the classes, if they are known, are in a
+.json file beside it. With only jax and flatbuffers installed:
 
     import jax
     from jax import export
@@ -34,10 +37,16 @@ from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.weights import exports
 
 FLAGS = flags.FlagValues()
-MODEL = flags.DEFINE_string("model", None, "Name of the model.", required=True, flag_values=FLAGS)
-WEIGHTS = flags.DEFINE_string(
-    "weights", None, "File of weights, or directory of a run.", required=True, flag_values=FLAGS
+MODEL = flags.DEFINE_string(
+    "model", None, "Name of the model; a directory of weights holds it.", flag_values=FLAGS
 )
+WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "File of weights, or directory of a run or of weights; default: the published weights.",
+    flag_values=FLAGS,
+)
+CHECKPOINT = cli.define_checkpoint(FLAGS)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -46,7 +55,11 @@ OUTPUT = flags.DEFINE_string(
     flag_values=FLAGS,
 )
 IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 224, "Side of the images.", lower_bound=MIN_SIZE, flag_values=FLAGS
+    "image_size",
+    None,
+    "Side of the images; default: that of the published test, or of the run.",
+    lower_bound=MIN_SIZE,
+    flag_values=FLAGS,
 )
 PLATFORMS = flags.DEFINE_list(
     "platforms",
@@ -69,6 +82,7 @@ def main(_: list[str]) -> None:
         MODEL.value,
         WEIGHTS.value,
         cli.local_path(OUTPUT),
+        checkpoint=CHECKPOINT.value,
         image_size=IMAGE_SIZE.value,
         platforms=PLATFORMS.value,
         dtype=DTYPE.value,

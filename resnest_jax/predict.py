@@ -13,10 +13,10 @@ MODEL = flags.DEFINE_string(
 WEIGHTS = flags.DEFINE_string(
     "weights",
     None,
-    "A .safetensors or .pth file, or the directory of a run or of weights; default: the published "
-    "weights.",
+    "File of weights, or directory of a run or of weights; default: the published weights.",
     flag_values=FLAGS,
 )
+CHECKPOINT = cli.define_checkpoint(FLAGS)
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
@@ -30,6 +30,14 @@ EXPLAIN = flags.DEFINE_string(
     "PNG to write: where the model looks, and its attention to the splits.",
     flag_values=FLAGS,
 )
+TTA, TTA_SIZES = cli.define_tta(FLAGS)
+PREDICTIONS = cli.define_predictions(FLAGS)
+EMBEDDINGS = flags.DEFINE_string(
+    "embeddings",
+    None,
+    "NPZ to write: files, and embeddings, the pooled features before the head.",
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -38,8 +46,14 @@ def main(argv: list[str]) -> int:
         argv[1:],
         name=MODEL.value,
         weights=WEIGHTS.value,
-        image_size=IMAGE_SIZE.value,
-        explain_path=EXPLAIN.value,
+        checkpoint=CHECKPOINT.value,
+        sizes=cli.sizes(IMAGE_SIZE, TTA_SIZES),
+        tta=tuple(TTA.value),
+        outputs=predict.Outputs(
+            cli.optional_path(EXPLAIN),
+            cli.optional_path(PREDICTIONS),
+            cli.optional_path(EMBEDDINGS),
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Train a run from its config; evaluate its stored checkpoints."""
+"""Train a run from its config."""
 
 from pathlib import Path
 
@@ -10,22 +10,21 @@ from resnest_jax import recipe
 from resnest_jax.config import CHANGEABLE, FREE_SECTIONS, complete
 from resnest_jax.errors import StorageError
 from resnest_jax.files import write_json
-from resnest_jax.training.checkpoints import Checkpoints, check_step, latest_folder
+from resnest_jax.training.checkpoints import Checkpoints, check_step, latest_step
 from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.distributed import is_main
-from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.loop import fit
 from resnest_jax.training.run import Run
-from resnest_jax.training.state import abstract_state
-from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir, load_config
+from resnest_jax.weights.card import Card, check_class_names, write_card
+from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir
 
 
 def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> dict:
     """Train the run of a config in ``workdir``, or resume it from its last checkpoint.
 
-    Writes ``config.json``, ``parameters.txt``, ``metrics.jsonl``, TensorBoard events,
-    ``checkpoints/``, ``curves.png`` and ``summary.json``. Returns the summary in the main process,
-    an empty one in others.
+    Writes ``config.json``, ``classes.json``, ``parameters.txt``, ``metrics.jsonl``, TensorBoard
+    events, ``checkpoints/``, ``curves.png`` and ``summary.json``. Returns the summary in the main
+    process, an empty one in others.
 
     Args:
       from_step: go back to the checkpoint of this step; the sections and keys of
@@ -42,6 +41,7 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
     if from_step is not None:
         check_step(workdir, from_step)  # before the config is written
     run = recipe.build(config, workdir)
+    check_classes(run, workdir)
     free = FREE_SECTIONS if from_step is None else FREE_SECTIONS + CHANGEABLE
     with claim_workdir(workdir, config, free):
         try:
@@ -50,6 +50,12 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
             raise StorageError(
                 f"the run in {workdir} stopped: {error}; fix this and run the same command again"
             ) from error
+
+
+def check_classes(run: Run, workdir: Path) -> None:
+    """Raise InputError if the run in ``workdir`` was trained on other classes."""
+    if latest_step(workdir) is not None:
+        check_class_names(workdir, run.batches.class_names)
 
 
 def _train(run: Run, config: ConfigDict, workdir: Path, from_step: int | None) -> dict:
@@ -67,7 +73,8 @@ def _train(run: Run, config: ConfigDict, workdir: Path, from_step: int | None) -
 
 
 def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
-    """Write the table of parameters; print a summary of the run."""
+    """Write the class names and the table of parameters; print a summary of the run."""
+    write_card(workdir, Card(run.batches.class_names))
     (workdir / PARAMETERS).write_text(parameter_table(run) + "\n")
     for note in run.notes:
         print(note)
@@ -86,26 +93,7 @@ def parameter_table(run: Run) -> str:
     return parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
 
 
-def evaluate(workdir: Path, checkpoint: str = "last") -> dict:
-    """Evaluate a stored checkpoint: ``last``, ``best`` or a step.
-
-    Raises:
-      InputError: if ``workdir`` does not hold a run or the checkpoint.
-    """
-    config = load_config(workdir)
-    run = recipe.build(config, workdir)
-    latest_folder(workdir)  # an error if there is none
-    with open_checkpoints(run, config, workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(abstract_state(run), checkpoint)
-    results = make_evaluate(run)(state)
-    return {"model": config.model.name, "step": int(state.step), **results}
-
-
-def open_checkpoints(
-    run: Run, config: ConfigDict, workdir: Path, read_only: bool = False
-) -> Checkpoints:
+def open_checkpoints(run: Run, config: ConfigDict, workdir: Path) -> Checkpoints:
     """Open the checkpoints of a run, for a ``with`` block."""
     keep_last = config.checkpoint.keep_last
-    return Checkpoints(
-        workdir, best_metric=run.task.best_metric, keep_last=keep_last, read_only=read_only
-    )
+    return Checkpoints(workdir, best_metric=run.task.best_metric, keep_last=keep_last)

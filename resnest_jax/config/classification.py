@@ -4,6 +4,8 @@ from typing import Any
 
 from ml_collections.config_dict import FieldReference, placeholder
 
+BEST_METRIC = "eval_top1"  # selects the best checkpoint
+
 
 def classification_keys() -> dict[str, Any]:
     """Return the keys of classification with their defaults."""

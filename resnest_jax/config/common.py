@@ -25,9 +25,9 @@ def common_keys() -> dict[str, Any]:
         # Evaluate and save a checkpoint this often: the steps if positive, else the epochs.
         "eval_every_epochs": 1.0,
         "eval_every_steps": 0,
-        # weights: "none", "published" (fetched by the model's name) or a path; train: "all" or
-        # "head".
-        "pretrained": {"weights": "none", "train": "all"},
+        # weights: "none", "published" (fetched by the model's name) or a path; checkpoint of a run:
+        # "last", "best" or a step; train: "all" or "head".
+        "pretrained": {"weights": "none", "checkpoint": "last", "train": "all"},
         "optimizer": _optimizer_keys(),
         "evaluation": {
             "batch_size": 0,  # images per evaluation step; 0: batch_size // parallel.accumulate

@@ -22,7 +22,7 @@ from resnest_jax.data.loader import (
     train_batches,
 )
 from resnest_jax.data.order import shuffled
-from resnest_jax.data.sources.records import Dataset
+from resnest_jax.data.sources.records import Dataset, Records
 from resnest_jax.errors import InputError
 
 
@@ -58,7 +58,49 @@ class LoaderOptions:
     unreadable_log: Path | None = None
 
 
-class Batches:
+class EvalBatches:
+    """This process's part of the evaluation batches.
+
+    Attributes:
+      num_eval: images.
+
+    Args:
+      records: the encoded images.
+      transform: transform of a decoded record to an element.
+      decode: see ``images.Images``.
+
+    Raises:
+      InputError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        transform: EvalTransform,
+        options: LoaderOptions,
+        decode: Callable[[dict[str, Any]], dict[str, Any]] = decode_image,
+    ):
+        if options.workers < 0:
+            raise InputError(f"loader.workers must not be negative; got {options.workers}")
+        self.num_eval = len(records)
+        self._eval_shard = HostShard(
+            options.eval_batch_size, jax.process_index(), jax.process_count()
+        )
+        self._eval_images = Images(records, options.max_unreadable, options.unreadable_log, decode)
+        self._eval_transform, self._workers = transform, options.workers
+
+    def eval(self) -> HostBatches:
+        """Yield every evaluation image once."""
+        return eval_batches(
+            self._eval_images, self._eval_transform, self._eval_shard, workers=self._workers
+        )
+
+    def eval_indices(self, step: int) -> list[int]:
+        """Return the indices of the records of this process's part; past the end is padding."""
+        return self._eval_shard.step_elements(step)
+
+
+class Batches(EvalBatches):
     """This process's part of the training and evaluation batches.
 
     Attributes:
@@ -83,23 +125,20 @@ class Batches:
         options: LoaderOptions,
         decode: Callable[[dict[str, Any]], dict[str, Any]] = decode_image,
     ):
+        super().__init__(dataset.eval, eval_transform, options, decode)
         self.class_names = dataset.class_names
-        self.num_train, self.num_eval = len(dataset.train), len(dataset.eval)
+        self.num_train = len(dataset.train)
         if self.num_train < options.batch_size:
             raise InputError(
                 f"batch_size {options.batch_size} must not exceed the {self.num_train} training "
                 "images"
             )
-        if options.workers < 0:
-            raise InputError(f"loader.workers must not be negative; got {options.workers}")
-        process = {"index": jax.process_index(), "count": jax.process_count()}
-        self._shard = HostShard(options.batch_size, **process)
-        self._eval_shard = HostShard(options.eval_batch_size, **process)
+        self._shard = HostShard(options.batch_size, jax.process_index(), jax.process_count())
         self._records, self._options = dataset.train, options
-        unreadable = options.max_unreadable, options.unreadable_log
-        self._train_images = Images(dataset.train, *unreadable, decode)
-        self._eval_images = Images(dataset.eval, *unreadable, decode)
-        self._transforms, self._eval_transform = train_transforms, eval_transform
+        self._train_images = Images(
+            dataset.train, options.max_unreadable, options.unreadable_log, decode
+        )
+        self._transforms = train_transforms
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
     def train(self, start_step: int) -> HostBatches:
@@ -134,13 +173,6 @@ class Batches:
                 for name, leaf in transform.spec.items()
             }
             for _, transform in self._transforms
-        )
-
-    def eval(self) -> HostBatches:
-        """Yield every evaluation image once."""
-        workers = self._options.workers
-        return eval_batches(
-            self._eval_images, self._eval_transform, self._eval_shard, workers=workers
         )
 
     def _order(self, dataset: grain.MapDataset) -> grain.MapDataset:

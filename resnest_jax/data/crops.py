@@ -114,6 +114,20 @@ def test_crop(image: np.ndarray, size: int, rule: str) -> np.ndarray:
     return resize_box_bicubic(image, center_box(height, width, fraction), size)
 
 
+def corner_crops(image: np.ndarray, size: int, rule: str) -> list[np.ndarray]:
+    """Cut squares as large as that of ``test_crop`` from the four corners of an image."""
+    fraction = crop_fraction(rule, size)
+    height, width = image.shape[:2]
+    start, _, end, _ = center_box(height, width, fraction or 1.0)
+    side = end - start
+    whole = "whole" if fraction is None else "1.0"  # each with its own interpolation
+    return [
+        test_crop(image[top : top + side, left : left + side], size, whole)
+        for top in (0, height - side)
+        for left in (0, width - side)
+    ]
+
+
 def crop_fraction(rule: str, size: int) -> float | None:
     """Return the fraction of the short side that a rule keeps; None is all of it.
 

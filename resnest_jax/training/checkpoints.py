@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,15 +130,10 @@ class Checkpoints:
           InputError: if there is no such checkpoint.
           StorageError: if it cannot be read, or none can.
         """
-        steps = sorted(self._manager.all_steps())
-        step = self._find(which, steps)
-        if step not in steps:
-            raise InputError(
-                f"no checkpoint {which!r} in {self._manager.directory}; there are steps {steps!r}"
-            )
+        steps = self._candidates(which)
         if which != "last":
-            return self._restore(state, step)
-        for step in reversed(steps):
+            return self._restore(state, steps[0])
+        for step in steps:
             try:
                 return self._restore(state, step)
             except StorageError as error:
@@ -148,6 +144,29 @@ class Checkpoints:
             f"no checkpoint in {self._manager.directory} is complete; delete the folder to start "
             "again"
         )
+
+    def find(self, which: str = "last") -> int:
+        """Return the step of a checkpoint whose files are whole.
+
+        Arguments and errors are those of ``restore``.
+        """
+        steps = self._candidates(which)
+        for step in steps:
+            damage = find_damage(Path(self._manager.directory) / str(step))
+            if not damage:
+                return step
+            print(f"checkpoint {step} is damaged: {damage}", file=sys.stderr, flush=True)
+        raise StorageError(f"no checkpoint {which!r} in {self._manager.directory} is complete")
+
+    def _candidates(self, which: str) -> list[int]:
+        """Return the step that is meant; for the last, all, the last first."""
+        steps = sorted(self._manager.all_steps())
+        step = self._find(which, steps)
+        if step not in steps:
+            raise InputError(
+                f"no checkpoint {which!r} in {self._manager.directory}; there are steps {steps!r}"
+            )
+        return steps[::-1] if which == "last" else [step]
 
     def _restore(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         folder = Path(self._manager.directory) / str(step)
@@ -208,15 +227,22 @@ def check_step(workdir: Path, step: int) -> None:
         raise InputError(f"--from_step: no checkpoint of step {step}; there are {steps}")
 
 
-def latest_folder(workdir: Path) -> Path:
-    """Return the folder of the state of the last complete checkpoint.
+def find_step(workdir: Path, which: str, best_metric: str) -> int:
+    """Return the step of a checkpoint of a run: ``last``, ``best`` or a step.
 
     Raises:
-      InputError: if there is none.
+      InputError: if there is no such checkpoint; the message names those that exist.
+      StorageError: if it is damaged. Of the last, the one before it is taken.
     """
-    step = latest_step(workdir)
-    if step is None:
+    if latest_step(workdir) is None:
         raise InputError(f"workdir {workdir} holds no checkpoint yet")
+    checkpoints = Checkpoints(workdir, keep_last=1, best_metric=best_metric, read_only=True)
+    with checkpoints:
+        return checkpoints.find(which)
+
+
+def state_folder(workdir: Path, step: int) -> Path:
+    """Return the folder of the state of a checkpoint."""
     return workdir / FOLDER / str(step) / "state"
 
 

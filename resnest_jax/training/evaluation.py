@@ -3,38 +3,47 @@
 from collections.abc import Callable
 
 import jax
+from jax.sharding import Mesh
 
 from resnest_jax.training.distributed import is_main, local, sum_over_processes
 from resnest_jax.training.mesh import batch_sharding, replicated, shard
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState
-from resnest_jax.training.task import EvalOutput, HostBatch
+from resnest_jax.training.task import EvalBatches, EvalOutput, Evaluator, HostBatch, Variables
 
 
 def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, float]]:
     """Make ``evaluate(state)``, which returns the values of the task's metric as ``eval_...``."""
-    shardings = EvalOutput._make((replicated(run.mesh), batch_sharding(run.mesh)))
-    eval_step = jax.jit(run.task.eval_step, out_shardings=shardings)
+    evaluate = make_evaluate_variables(run.task, run.batches, run.mesh)
+    return lambda state: evaluate(state.variables)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+
+def make_evaluate_variables(
+    task: Evaluator, batches: EvalBatches, mesh: Mesh
+) -> Callable[[Variables], dict[str, float]]:
+    """Make ``evaluate(variables)``, as ``make_evaluate`` does, without a run."""
+    shardings = EvalOutput._make((replicated(mesh), batch_sharding(mesh)))
+    eval_step = jax.jit(task.eval_step, out_shardings=shardings)
+
+    def evaluate(variables: Variables) -> dict[str, float]:
         # A moving average may be sharded over the devices.
-        variables = jax.device_put(state.variables, replicated(run.mesh))
-        metric = run.task.metric()
+        variables = jax.device_put(variables, replicated(mesh))
+        metric = task.metric()
 
         def read(output: EvalOutput, batch: HostBatch) -> None:
             metric.update(EvalOutput(jax.device_get(output.sums), local(output.per_image)), batch)
 
         pending, seen = None, 0
-        for batch in run.batches.eval():
+        for batch in batches.eval():
             seen += int(batch["valid"].sum())
-            output = eval_step(variables, shard(batch, run.mesh))
+            output = eval_step(variables, shard(batch, mesh))
             if pending:
                 read(*pending)  # one batch late, to keep the device busy
             pending = output, batch
         if pending:
             read(*pending)
         figures = {f"eval_{name}": value for name, value in metric.compute().items()}
-        return figures | _report_missing(sum_over_processes(seen), run.batches.num_eval)
+        return figures | _report_missing(sum_over_processes(seen), batches.num_eval)
 
     return evaluate
 

@@ -54,7 +54,19 @@ class Metric(Protocol):
         ...
 
 
-class Task(Protocol):
+class Evaluator(Protocol):
+    """A model with its evaluation."""
+
+    def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
+        """Evaluate a batch; images whose ``valid`` is false do not count."""
+        ...
+
+    def metric(self) -> Metric:
+        """Return a new metric, for one evaluation."""
+        ...
+
+
+class Task(Evaluator, Protocol):
     """A model with its loss and its evaluation.
 
     Attributes:
@@ -82,33 +94,29 @@ class Task(Protocol):
         """
         ...
 
-    def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
-        """Evaluate a batch; images whose ``valid`` is false do not count."""
+
+class EvalBatches(Protocol):
+    """The data of an evaluation."""
+
+    @property
+    def num_eval(self) -> int: ...
+
+    def eval(self) -> Generator[HostBatch, None, None]:
+        """Yield every evaluation image once."""
         ...
 
-    def metric(self) -> Metric:
-        """Return a new metric, for one evaluation."""
-        ...
 
-
-class Batches(Protocol):
+class Batches(EvalBatches, Protocol):
     """The data of a run. Generators stop their workers on ``close()``."""
 
     @property
     def num_train(self) -> int: ...
 
     @property
-    def num_eval(self) -> int: ...
-
-    @property
     def class_names(self) -> tuple[str, ...]: ...
 
     def train(self, start_step: int) -> Generator[HostBatch, None, None]:
         """Yield training batches endlessly, starting at a step."""
-        ...
-
-    def eval(self) -> Generator[HostBatch, None, None]:
-        """Yield every evaluation image once."""
         ...
 
     def train_keys(self, step: int) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError, one_line
 from resnest_jax.files import write_atomic, write_json, writing
+from resnest_jax.weights.card import METADATA, Card, write_card
 
 StateDict = dict[str, np.ndarray]
 
@@ -35,8 +36,8 @@ def read_file(path: Path) -> StateDict:
     return {key.removeprefix("module."): value for key, value in state_dict.items()}
 
 
-def write_file(path: Path, state_dict: StateDict) -> None:
-    """Write a .safetensors, .pth or .pt file atomically.
+def write_file(path: Path, state_dict: StateDict, card: Card | None = None) -> None:
+    """Write a .safetensors, .pth or .pt file atomically; only the first holds the card.
 
     Raises:
       InputError: if the path has another suffix or cannot be written.
@@ -45,7 +46,9 @@ def write_file(path: Path, state_dict: StateDict) -> None:
     if path.suffix == ".safetensors":
         safetensors = import_package("safetensors.numpy", "safetensors")
         # Without the format, transformers refuses the file.
-        content = safetensors.save(state_dict, metadata={"format": "pt"})
+        facts = card.to_dict() if card else {}
+        metadata = {METADATA: json.dumps(facts)} if facts else {}
+        content = safetensors.save(state_dict, metadata={"format": "pt", **metadata})
     else:
         torch = _import_torch()
         buffer = io.BytesIO()
@@ -92,27 +95,57 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
     return description, is_run
 
 
-def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the last checkpoint of a run, or a directory of weights.
+def find_checkpoint(path: Path, which: str) -> int:
+    """Return the step of a run's checkpoint: ``last``, ``best`` or a step.
+
+    Errors are those of ``training.checkpoints.find_step``.
+    """
+    from resnest_jax.config.classification import BEST_METRIC
+    from resnest_jax.training.checkpoints import find_step
+
+    return find_step(path, which, BEST_METRIC)
+
+
+def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint of a run, or a directory of weights.
+
+    Args:
+      checkpoint: of a run, ``last``, ``best`` or a step.
 
     Returns:
       ``name`` and fields of the model, ``num_classes`` included, and
       ``{"params", "batch_stats"}``.
 
     Raises:
-      InputError: if it holds neither, or no checkpoint.
+      InputError: if it holds neither, or no such checkpoint.
     """
     description, is_run = describe_directory(path)
-    from resnest_jax.training.checkpoints import latest_folder, restore_variables
+    from resnest_jax.training.checkpoints import restore_variables, state_folder
 
-    variables = restore_variables(latest_folder(path) if is_run else path / WEIGHTS_FOLDER)
+    if is_run:
+        folder = state_folder(path, find_checkpoint(path, checkpoint))
+    else:
+        check_no_checkpoint(path, checkpoint)
+        folder = path / WEIGHTS_FOLDER
+    variables = restore_variables(folder)
     head = variables["params"].get("head")
     description["num_classes"] = 0 if head is None else len(head["bias"])
     return description, variables
 
 
+def check_no_checkpoint(weights: object, checkpoint: str) -> None:
+    """Raise InputError if a checkpoint is named, of weights that are not a run."""
+    if checkpoint != "last":
+        raise InputError(
+            f"checkpoint {checkpoint!r}: only a run has checkpoints; weights {weights} is not one"
+        )
+
+
 def write_directory(
-    path: Path, description: Mapping[str, Any], variables: Mapping[str, Any]
+    path: Path,
+    description: Mapping[str, Any],
+    variables: Mapping[str, Any],
+    card: Card | None = None,
 ) -> None:
     """Write a directory of weights; it replaces an existing one.
 
@@ -120,6 +153,7 @@ def write_directory(
       path: a directory of weights, or nothing yet.
       description: ``name`` and fields of the model, as in a run's config.
       variables: ``{"params", "batch_stats"}``.
+      card: what else is known.
 
     Raises:
       InputError: if the path is something else or cannot be written.
@@ -135,6 +169,7 @@ def write_directory(
             temporary.mkdir()
             save_variables(temporary / WEIGHTS_FOLDER, dict(variables))
             write_json(temporary / MODEL_FILE, dict(description))
+            write_card(temporary, card or Card())
             if path.exists():
                 shutil.rmtree(path)
             temporary.replace(path)

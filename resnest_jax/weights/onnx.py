@@ -19,7 +19,7 @@ from resnest_jax.weights.onnx_primitives import convert
 
 
 def export(
-    model: ResNeSt, variables: Mapping[str, Any], image_size: int, metadata: Mapping[str, str]
+    model: ResNeSt, variables: Mapping[str, Any], image_size: int, metadata: Mapping[str, Any]
 ) -> ModelProto:
     """Export the folded model as a function of normalized images (B, 3, S, S), B free.
 
@@ -29,8 +29,8 @@ def export(
     Args:
       variables: ``{"params", "batch_stats"}``; they become part of the file.
       image_size: S.
-      metadata: strings to store besides ``image_size``, ``mean`` and ``std`` (JSON, of RGB in
-        0..255).
+      metadata: values to store besides ``image_size``, ``mean`` and ``std`` (of RGB in 0..255);
+        what is not a string is stored as JSON.
 
     Raises:
       InputError: if the model does not take RGB images, or has an operation without translation.
@@ -41,20 +41,20 @@ def export(
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     mean, std = ([round(float(value), 3) for value in values] for values in (MEAN, STD))
-    of_images = {"image_size": image_size, "mean": mean, "std": std}
+    values = {**metadata, "image_size": image_size, "mean": mean, "std": std}
     return convert(
         partial(folded.apply, variables),
         images,
         ("images", "logits" if model.num_classes else "features"),
-        {key: json.dumps(value) for key, value in of_images.items()} | dict(metadata),
+        {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()},
     )
 
 
 def serialize(
-    model: ResNeSt, variables: Mapping[str, Any], image_size: int, name: str
+    model: ResNeSt, variables: Mapping[str, Any], image_size: int, metadata: Mapping[str, Any]
 ) -> tuple[bytes, str]:
-    """Return the content of a file and a line about it; ``name`` is that of the model."""
-    exported = export(model, variables, image_size, {"model": name})
+    """Return the content of a file and a line about it; arguments are those of ``export``."""
+    exported = export(model, variables, image_size, metadata)
     classes = exported.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     about = (
         f"normalized float32 images (B, 3, {image_size}, {image_size}) to logits "

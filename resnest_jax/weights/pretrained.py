@@ -1,7 +1,7 @@
-"""Load models with trained weights; save and convert weights."""
+"""Load models with trained weights, and save weights."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import numpy as np
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
 from resnest_jax.models.zoo import create_model
+from resnest_jax.weights.card import Card
 from resnest_jax.weights.formats import (
-    SUFFIXES,
     StateDict,
+    check_no_checkpoint,
     check_suffix,
     read_directory,
     read_file,
-    write_directory,
     write_file,
 )
 from resnest_jax.weights.published import check_published, fetch
@@ -31,6 +31,7 @@ def load_pretrained(
     name: str | None,
     source: str | os.PathLike | None = None,
     *,
+    checkpoint: str = "last",
     in_channels: int | None = None,
     rng: jax.Array | None = None,
     **fields: Any,
@@ -47,10 +48,11 @@ def load_pretrained(
 
     Args:
       name: name for ``create_model``; None if the source is a directory, which holds the name.
-      source: a .safetensors file, a .pth or .pt file (needs PyTorch), the workdir of a run (its
-        last checkpoint) or a directory that ``resnest_jax.convert`` wrote. None downloads the
-        published ImageNet weights from the Hugging Face hub, or finds them in its cache. A file
-        named as the authors published it is checked against the hash in its name.
+      source: a .safetensors file, a .pth or .pt file (needs PyTorch), the workdir of a run or a
+        directory that ``resnest_jax.convert`` wrote. None downloads the published ImageNet weights
+        from the Hugging Face hub, or finds them in its cache. A file named as the authors published
+        it is checked against the hash in its name.
+      checkpoint: of a run, ``last``, ``best`` or a step.
       in_channels: channels of the images; None is the number of the file.
       rng: key for a new head; None is ``jax.random.key(0)``.
       **fields: fields of ``ResNeSt``; for a directory they override the stored ones.
@@ -60,7 +62,9 @@ def load_pretrained(
         unknown or of another shape (all are named), or the weights cannot be fetched (the message
         says which file to fetch by hand).
     """
-    description, state_dict = read_weights(name, fetch(name) if source is None else source)
+    description, state_dict = read_weights(
+        name, fetch(name) if source is None else source, checkpoint
+    )
     model = create_model(**description | fields)
     if model.norm == "folded":
         raise InputError("model field norm must not be 'folded' here; fold the loaded model")
@@ -78,13 +82,20 @@ def load_pretrained(
     return model, variables
 
 
-def save_weights(variables: Mapping[str, Any], model: ResNeSt, path: str | os.PathLike) -> int:
+def save_weights(
+    variables: Mapping[str, Any],
+    model: ResNeSt,
+    path: str | os.PathLike,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> int:
     """Write a file that ``load_pretrained``, timm and the authors' code read, atomically.
 
     Args:
       variables: ``{"params", "batch_stats"}`` of ``model``.
       model: the model; all its entries are written in float32, ``num_batches_tracked`` as 0.
       path: file that ends in .safetensors, or in .pth or .pt (needs PyTorch).
+      class_names: the name of each logit; only .safetensors holds them.
 
     Returns:
       The number of entries.
@@ -96,11 +107,13 @@ def save_weights(variables: Mapping[str, Any], model: ResNeSt, path: str | os.Pa
     path = Path(path).expanduser()
     check_suffix("path", path)  # before the work
     state_dict = to_torch(variables, model)
-    write_file(path, state_dict)
+    write_file(path, state_dict, Card(tuple(class_names)) if class_names else None)
     return len(state_dict)
 
 
-def read_weights(name: str | None, source: str | os.PathLike) -> tuple[dict[str, Any], StateDict]:
+def read_weights(
+    name: str | None, source: str | os.PathLike, checkpoint: str = "last"
+) -> tuple[dict[str, Any], StateDict]:
     """Read ``name`` and fields of the model in a source, and its torch state dictionary.
 
     A file gives only ``num_classes``; the name is the argument. Arguments and errors are those of
@@ -108,51 +121,18 @@ def read_weights(name: str | None, source: str | os.PathLike) -> tuple[dict[str,
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        description, variables = read_directory(path)
+        description, variables = read_directory(path, checkpoint)
         if name not in (None, description["name"]):
             raise InputError(f"weights {path} are those of {description['name']}, not of {name}")
         return description, to_torch(variables, create_model(**description))
     if not path.is_file():
         raise InputError(f"weights {path}: no such file or directory")
+    check_no_checkpoint(path, checkpoint)
     if name is None:
         raise InputError(f"model is missing: the name of the model whose weights {path} holds")
     check_published(name, path)
     state_dict = read_file(path)
     return {"name": name, "num_classes": _num_classes(state_dict)}, state_dict
-
-
-def convert(name: str | None, source: Path, output: Path, overwrite: bool = False) -> str:
-    """Write the weights of a source to a file or directory.
-
-    Args:
-      name, source: as in ``load_pretrained``.
-      output: a .safetensors, .pth or .pt file, or a path without suffix: a directory of weights.
-      overwrite: replace an existing output.
-
-    Returns:
-      A line about the output.
-
-    Raises:
-      InputError: if the source does not hold the model, or the output has another suffix, exists
-        or cannot be written.
-    """
-    if output.suffix not in (*SUFFIXES, ""):
-        raise InputError(
-            f"output must end in one of {', '.join(SUFFIXES)}, or have no suffix: a directory; "
-            f"got {output}"
-        )
-    if output.exists() and not overwrite:
-        raise InputError(f"output {output} exists; pass --overwrite to replace it")
-    description, state_dict = read_weights(name, source)
-    model = create_model(**description)
-    variables = from_torch(state_dict, model)
-    if output.suffix:
-        entries = save_weights(variables, model, output)
-    else:
-        write_directory(output, description, variables)
-        entries = len(jax.tree.leaves(variables))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return f"{output}: {description['name']}, {entries} entries, {parameters:,} parameters"
 
 
 def _num_classes(state_dict: StateDict) -> int:

@@ -70,8 +70,11 @@ def fetch(name: str | None) -> Path:
         ) from error
 
 
-def check_published(name: str, path: Path) -> None:
+def check_published(name: str, path: Path) -> bool:
     """Check a file that is named as the authors published it; accept any other name.
+
+    Returns:
+      Whether it is what the authors published.
 
     Raises:
       InputError: if it is the file of another model, or its hash is not that in its name.
@@ -79,7 +82,7 @@ def check_published(name: str, path: Path) -> None:
     hashes = [(owner, source.sha256) for owner, source in SOURCES.items() if source.sha256]
     files = {f"{owner}-{sha256}.pth": (owner, sha256) for owner, sha256 in hashes}
     if path.name not in files:
-        return
+        return False
     owner, expected = files[path.name]
     if owner != name:  # shapes may be equal, pooling differs
         raise InputError(f"weights {path} are those of {owner}, not of {name}")
@@ -90,3 +93,4 @@ def check_published(name: str, path: Path) -> None:
             f"weights {path} are not what was published: their sha256 is {digest}, not "
             f"{expected}... as the name says; fetch the file again"
         )
+    return True

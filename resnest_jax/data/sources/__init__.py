@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from resnest_jax.data.sources.folder import open_folder
-from resnest_jax.data.sources.records import Dataset, Records
+from resnest_jax.data.sources.folder import open_folder, open_folder_split
+from resnest_jax.data.sources.records import Dataset, Records, Relabelled, Split
 
-__all__ = ["Dataset", "Records", "open_dataset"]
+__all__ = ["Dataset", "Records", "Relabelled", "Split", "open_dataset", "open_split"]
 
 _FOLDER_PREFIX = "folder:"
 
@@ -47,3 +47,22 @@ def open_dataset(
     from resnest_jax.data.sources.tfds import open_tfds
 
     return open_tfds(name, train_split, eval_split, data_dir, manual_dir)
+
+
+def open_split(name: str, split: str = "auto") -> Split:
+    """Open one labelled split, for evaluation; the data set needs no other.
+
+    Args:
+      name: as in ``open_dataset``.
+      split: as ``eval_split`` there; ``auto`` is the first that exists of ``validation``, ``val``
+        (folders only) and ``test``, or of a folder ``PATH/CLASS/`` and a data set with one split
+        all images.
+
+    Raises:
+      InputError: as ``open_dataset``.
+    """
+    if name.startswith(_FOLDER_PREFIX):
+        return open_folder_split(Path(name.removeprefix(_FOLDER_PREFIX)).expanduser(), split)
+    from resnest_jax.data.sources.tfds import open_tfds_split
+
+    return open_tfds_split(name, split)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnest_jax.data.decode import image_suffixes
-from resnest_jax.data.sources.records import Dataset
+from resnest_jax.data.sources.records import Dataset, Split
 from resnest_jax.errors import InputError
 
 _TRAIN, _EVAL = ("train",), ("validation", "val", "test")  # names of splits, in any case
@@ -58,8 +58,7 @@ def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
 
     Arguments and errors are those of ``sources.open_dataset``.
     """
-    if not root.is_dir():
-        raise InputError(f"no such folder: {root}; {_FOLDER_LAYOUT}")
+    _check_folder(root)
     if train_split == eval_split == "auto" and not _has_splits(root):
         return _hold_out(root)
     folders = (
@@ -75,6 +74,25 @@ def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
         class_names=train.class_names,
         notes=_notes(root, train.others + held_out.others, unused),
     )
+
+
+def open_folder_split(root: Path, split: str) -> Split:
+    """Open one split of a folder of images; of a folder without splits, all of it.
+
+    Arguments and errors are those of ``sources.open_split``.
+    """
+    _check_folder(root)
+    whole = split == "auto" and not _has_splits(root)
+    folder = root if whole else _split_folder(root, "eval_split", split, _EVAL)
+    found = _list_images(folder)
+    records = FolderRecords(found.paths, found.labels)
+    return Split(records, found.class_names, _notes(root, found.others))
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        where = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(f"no such folder: {root}{where}; {_FOLDER_LAYOUT}")
 
 
 def _has_splits(root: Path) -> bool:

@@ -1,7 +1,8 @@
 """Records by index, and data sets of records."""
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 
 class Records(Protocol):
@@ -30,3 +31,30 @@ class Dataset:
     eval: Records
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+
+class Split(NamedTuple):
+    """The records of one split, the class name of each label, and lines for the user."""
+
+    records: Records
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """Records with other labels: ``labels[i]`` in place of i."""
+
+    records: Records
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        return {**record, "label": self.labels[record["label"]]}
+
+    def key(self, index: int) -> str:
+        """Return the key of a record."""
+        return self.records.key(index)

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 # Imported to register them with TFDS.
 from resnest_jax.data.builtin import cluttered_digits, sklearn_digits  # noqa: F401
-from resnest_jax.data.sources.records import Dataset
+from resnest_jax.data.sources.records import Dataset, Split
 from resnest_jax.errors import InputError, one_line
 
 
@@ -45,6 +45,33 @@ def open_tfds(
 
     Arguments and errors are those of ``sources.open_dataset``.
     """
+    builder, class_names = _open_builder(name, data_dir, manual_dir)
+    train_split, eval_split = _choose_splits(name, train_split, eval_split, builder.info.splits)
+    return Dataset(
+        train=_open_split(builder, name, train_split),
+        eval=_open_split(builder, name, eval_split),
+        class_names=class_names,
+    )
+
+
+def open_tfds_split(name: str, split: str) -> Split:
+    """Open one split of a data set by name.
+
+    Arguments and errors are those of ``sources.open_split``.
+    """
+    builder, class_names = _open_builder(name)
+    if split == "auto":
+        names = ("validation", "test", *builder.info.splits)
+        split = next(name for name in names if name in builder.info.splits)
+    return Split(_open_split(builder, name, split), class_names)
+
+
+def _open_builder(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    manual_dir: str | os.PathLike | None = None,
+) -> tuple[tfds.core.DatasetBuilder, tuple[str, ...]]:
+    """Return the builder of a prepared data set of labelled images, and its class names."""
     builder = _builder(name, data_dir)
     features = builder.info.features
     features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -57,12 +84,7 @@ def open_tfds(
             f"'image' (Image) and 'label' (ClassLabel), found {sorted(features)}"
         )
     _prepare(builder, name, manual_dir)
-    train_split, eval_split = _choose_splits(name, train_split, eval_split, builder.info.splits)
-    return Dataset(
-        train=_open_split(builder, name, train_split),
-        eval=_open_split(builder, name, eval_split),
-        class_names=tuple(label.names),
-    )
+    return builder, tuple(label.names)
 
 
 def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:

@@ -1,44 +1,76 @@
 """Classify image files."""
 
-import importlib.resources
+import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from resnest_jax.data.crops import test_crop
 from resnest_jax.data.decode import decode
+from resnest_jax.data.imagenet import readable
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
+from resnest_jax.files import write_atomic, writing
 from resnest_jax.models.inputs import normalize
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.models.zoo import MODELS
 from resnest_jax.tasks.classification.explain import Explanation, draw, explain
-from resnest_jax.weights.formats import describe_directory
-from resnest_jax.weights.pretrained import load_pretrained
-from resnest_jax.workdir import CONFIG, load_config
+from resnest_jax.tasks.classification.report import (
+    Prediction,
+    check_predictions,
+    write_predictions,
+)
+from resnest_jax.tasks.classification.task import apply_model
+from resnest_jax.tasks.classification.transforms import EvalTransform
+from resnest_jax.tasks.classification.views import Views, view_logits, view_transform
+from resnest_jax.training.task import Batch
+from resnest_jax.weights.classifier import find_source, load_classifier
+from resnest_jax.workdir import load_config
 
 BATCH = 8
 TOP = 5
 MAX_ROWS = 100  # per picture; with more it is unreadable
-DEFAULT_SIZE = 224  # the test crop of every fast model, published or not
-FIRST_SYNSET = "n01440764"  # the tench, if ImageNet's classes have WordNet's names
+_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)  # of several views, none of which is drawn
 
 
 class Predictor(NamedTuple):
-    """A model, its test transform of uint8 RGB (H, W, 3), and its class names."""
+    """A model, its test transform, see ``views.view_transform``, and its class names."""
 
     model: ResNeSt
     variables: dict[str, Any]
-    transform: Callable[[np.ndarray], np.ndarray]
+    transform: EvalTransform | Views
     class_names: Sequence[str]
+
+
+class Outputs(NamedTuple):
+    """Files to write; None: not written.
+
+    Attributes:
+      explain: PNG with one row per image.
+      predictions: .csv or .json with one line per image.
+      embeddings: .npz with ``files`` (N,) and ``embeddings`` (N, features): the pooled features,
+        before the head.
+    """
+
+    explain: Path | None = None
+    predictions: Path | None = None
+    embeddings: Path | None = None
+
+
+NO_OUTPUTS = Outputs()
+
+
+class Result(NamedTuple):
+    """What the network says of one image."""
+
+    probabilities: np.ndarray
+    explanation: Explanation | None = None
+    embedding: np.ndarray | None = None
 
 
 def run(
@@ -46,15 +78,17 @@ def run(
     *,
     name: str | None = None,
     weights: str | None = None,
-    image_size: int | None = None,
-    explain_path: str | None = None,
+    checkpoint: str = "last",
+    sizes: tuple[int, ...] | None = None,
+    tta: tuple[str, ...] = (),
+    outputs: Outputs = NO_OUTPUTS,
 ) -> int:
     """Print the best classes of each image, and unreadable files on stderr.
 
     Args:
       files: images, and folders of images.
-      name, weights, image_size: see ``load``.
-      explain_path: PNG to write, with one row per image.
+      name, weights, checkpoint, sizes, tta: see ``load``.
+      outputs: files to write.
 
     Returns:
       The exit code: 1 if any file could not be read, else 0.
@@ -63,97 +97,142 @@ def run(
       InputError: if there are no images, too many for a picture, or ``load`` raises it.
     """
     paths = find_images(files)
-    if explain_path and len(paths) > MAX_ROWS:
-        raise InputError(
-            f"explain draws one row per image, at most {MAX_ROWS}; got {len(paths)} images"
-        )
-    model, variables, transform, class_names = load(name, weights, image_size)
-    rows: list[tuple[Path, np.ndarray, Explanation]] = []
+    _check(outputs, paths)
+    predictor = load(name, weights, checkpoint, sizes, tta)
+    if isinstance(predictor.transform, Views) and (outputs.explain or outputs.embeddings):
+        raise InputError("explain and embeddings are of one view; leave out tta and tta_sizes")
+    shown: dict[Path, tuple[np.ndarray, Result]] = {}
     failed = False
     for start in range(0, len(paths), BATCH):
-        images, errors = read_images(paths[start : start + BATCH], transform)
+        elements, errors = read_images(paths[start : start + BATCH], predictor.transform)
         for error in errors:
             print(f"error: {error}", file=sys.stderr, flush=True)
         failed |= bool(errors)
-        if not images:
+        if not elements:
             continue
-        batch = _pad(list(images.values()), min(BATCH, len(paths)))
-        if explain_path:
-            explanations = _unbatch(explain(model, variables, batch))
-            rows += zip(images, images.values(), explanations, strict=False)
-            probabilities = [np.asarray(result.probabilities) for result in explanations]
-        else:
-            probabilities = np.asarray(predict(model, variables, batch))
-        for path, row in zip(images, probabilities, strict=False):
-            print(format_table(path, row, class_names), flush=True)
-    if rows and explain_path:
-        shown, images, explanations = zip(*rows, strict=True)
-        titles = [path.name for path in shown]
-        draw(Path(explain_path).expanduser(), titles, images, explanations, class_names)
+        results = _apply(predictor, list(elements.values()), min(BATCH, len(paths)), outputs)
+        for (path, element), result in zip(elements.items(), results, strict=False):
+            print(format_table(path, result.probabilities, predictor.class_names), flush=True)
+            if any(outputs):
+                shown[path] = element.get("image", _NO_IMAGE), result
+    _write(outputs, shown, predictor.class_names)
     return int(failed)
 
 
+def _check(outputs: Outputs, paths: Sequence[Path]) -> None:
+    """Raise InputError for what would fail only after the work."""
+    if outputs.explain and len(paths) > MAX_ROWS:
+        raise InputError(
+            f"explain draws one row per image, at most {MAX_ROWS}; got {len(paths)} images"
+        )
+    check_predictions(outputs.predictions)
+    if outputs.embeddings and outputs.embeddings.suffix != ".npz":
+        raise InputError(f"embeddings must end in .npz; got {outputs.embeddings}")
+
+
+def _apply(
+    predictor: Predictor, elements: list[dict[str, np.ndarray]], count: int, outputs: Outputs
+) -> list[Result]:
+    """Classify elements, as a batch padded to ``count``; more results than elements may return."""
+    model, variables = predictor.model, predictor.variables
+    batch = jax.tree.map(lambda *leaves: _pad(leaves, count), *elements)
+    embeddings = [None] * count
+    if outputs.embeddings:
+        embeddings = np.asarray(embed(model, variables, batch["image"]))
+    if outputs.explain:
+        explanations = _unbatch(explain(model, variables, batch["image"]))
+        probabilities = [np.asarray(one.probabilities) for one in explanations]
+    else:
+        explanations = [None] * count
+        probabilities = np.asarray(predict(model, variables, batch))
+    return [Result(*row) for row in zip(probabilities, explanations, embeddings, strict=True)]
+
+
+def _write(
+    outputs: Outputs,
+    shown: dict[Path, tuple[np.ndarray, Result]],
+    class_names: Sequence[str],
+) -> None:
+    """Write the files that are asked for."""
+    if not shown:
+        return
+    images, results = zip(*shown.values(), strict=True)
+    files = [str(path) for path in shown]
+    if outputs.explain:
+        titles = [path.name for path in shown]
+        draw(outputs.explain, titles, images, [one.explanation for one in results], class_names)
+    if outputs.predictions:
+        rows = [
+            Prediction(file, None, best, [one.probabilities[i] for i in best])
+            for file, one in zip(files, results, strict=True)
+            for best in [best_classes(one.probabilities)]
+        ]
+        write_predictions(outputs.predictions, rows, class_names)
+    if outputs.embeddings:
+        buffer = io.BytesIO()
+        np.savez(buffer, files=files, embeddings=[one.embedding for one in results])
+        with writing("embeddings", outputs.embeddings):
+            write_atomic(outputs.embeddings, buffer.getbuffer())
+
+
 @partial(jax.jit, static_argnums=0)
-def predict(model: ResNeSt, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    """Return probabilities (B, num_classes), float32, of RGB images (B, H, W, 3) in 0..255."""
-    return jax.nn.softmax(cast(jax.Array, model.apply(variables, normalize(images))))
+def predict(model: ResNeSt, variables: dict[str, Any], batch: Batch) -> jax.Array:
+    """Return probabilities (B, num_classes), float32, of a batch of ``views.view_transform``."""
+    return jax.nn.softmax(view_logits(model, variables, batch))
 
 
-def load(name: str | None, weights: str | None, image_size: int | None) -> Predictor:
+@partial(jax.jit, static_argnums=0)
+def embed(model: ResNeSt, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Return the pooled features (B, features), float32, of RGB images (B, H, W, 3) in 0..255."""
+    params = {name: value for name, value in variables["params"].items() if name != "head"}
+    return apply_model(
+        model.clone(num_classes=0), {**variables, "params": params}, normalize(images)
+    )
+
+
+def load(
+    name: str | None,
+    weights: str | None,
+    checkpoint: str = "last",
+    sizes: tuple[int, ...] | None = None,
+    tta: tuple[str, ...] = (),
+) -> Predictor:
     """Load a model with its weights, test transform and class names.
 
     Args:
-      name: name of the model; None for a directory, which holds it.
-      weights: a .safetensors or .pth file, or the directory of a run or of weights; None is the
-        published weights.
-      image_size: side of the network's input; None: that of the published test, or of the run.
+      name, weights, checkpoint: see ``find_source``.
+      sizes: sides of the network's input, whose results are averaged; None: that of the published
+        test, or of the run.
+      tta: test-time augmentation, see ``views.Views``.
 
     Raises:
       InputError: if the model or file does not exist, or neither argument names a model.
     """
-    workdir = Path(weights or "").expanduser()
-    if weights and (workdir / CONFIG).is_file():
-        config = load_config(workdir)
-        model, variables = load_pretrained(name or config.model.name, source=weights)
-        size = image_size or config.eval_image_size
-        transform = partial(test_crop, size=size, rule=config.eval_crop)
-        return Predictor(model, variables, transform, _run_classes(config, model.num_classes))
-    if not name and not weights:
-        raise InputError(
-            "model is missing: give a name, such as --model=resnest50, or a directory of weights"
-        )
-    if not name and workdir.is_dir():
-        name = describe_directory(workdir)[0]["name"]
-    model, variables = load_pretrained(name, source=weights)
-    size = image_size or (MODELS[name].test_crop if name in MODELS else DEFAULT_SIZE)
-    names = imagenet_classes() if model.num_classes == 1000 else _numbers(model.num_classes)
-    return Predictor(model, variables, partial(test_crop, size=size, rule="authors"), names)
+    source = find_source(name, weights, checkpoint)
+    transform = view_transform(sizes or (source.image_size,), source.crop, tta)
+    model, variables, _ = load_classifier(source)
+    names = source.card.class_names
+    if names is None and source.step is not None:  # of a version that did not store them
+        names = _run_classes(load_config(source.path), model.num_classes)
+    if names is None:
+        names = [f"class {i}" for i in range(model.num_classes)]
+    return Predictor(model, variables, transform, readable(names))
 
 
-def imagenet_classes() -> list[str]:
-    """Return names of ImageNet's 1,000 classes, in the order of every published model."""
-    file = importlib.resources.files("resnest_jax.data") / "imagenet_classes.txt"
-    return file.read_text(encoding="utf-8").splitlines()
-
-
-def _run_classes(config: ConfigDict, num_classes: int) -> Sequence[str]:
-    """Return class names of the run's data set, or numbers if it is not on this machine."""
+def _run_classes(config: ConfigDict, num_classes: int) -> Sequence[str] | None:
+    """Return class names of the run's data set, or None if it is not on this machine."""
     try:
         if config.dataset.startswith("folder:"):
             splits = {"train_split": config.train_split, "eval_split": config.eval_split}
             names = open_dataset(config.dataset, **splits).class_names
         else:  # only the description: class names are not worth a download
+            import tensorflow_datasets as tfds  # slow to import
+
             features: Any = tfds.builder(config.dataset).info.features
             names = features["label"].names
-    except (InputError, ImportError, ValueError, AssertionError, tfds.core.DatasetNotFoundError):
-        return _numbers(num_classes)
-    if len(names) != num_classes:  # the folder has changed
-        return _numbers(num_classes)
-    return imagenet_classes() if num_classes == 1000 and names[0] == FIRST_SYNSET else names
-
-
-def _numbers(count: int) -> list[str]:
-    return [f"class {i}" for i in range(count)]
+    except (InputError, ImportError, ValueError, AssertionError, LookupError):
+        return None
+    return names if len(names) == num_classes else None  # the folder has changed
 
 
 def find_images(files: Sequence[str]) -> list[Path]:
@@ -180,17 +259,17 @@ def find_images(files: Sequence[str]) -> list[Path]:
 
 
 def read_images(
-    paths: Sequence[Path], transform: Callable[[np.ndarray], np.ndarray]
-) -> tuple[dict[Path, np.ndarray], list[InputError]]:
+    paths: Sequence[Path], transform: EvalTransform | Views
+) -> tuple[dict[Path, dict[str, np.ndarray]], list[InputError]]:
     """Return transformed images by path, and the errors of the others."""
-    images: dict[Path, np.ndarray] = {}
+    elements: dict[Path, dict[str, np.ndarray]] = {}
     errors: list[InputError] = []
     for path in paths:
         try:
-            images[path] = transform(read_image(path))
+            elements[path] = transform.map({"image": read_image(path), "label": 0})
         except InputError as error:
             errors.append(error)
-    return images, errors
+    return elements, errors
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -206,9 +285,9 @@ def read_image(path: Path) -> np.ndarray:
     return decode({"image": encoded, "key": path})
 
 
-def _pad(images: list[np.ndarray], count: int) -> np.ndarray:
-    """Stack images and pad the batch with black to ``count``: one shape, one compilation."""
-    return np.stack(images + [np.zeros_like(images[0])] * (count - len(images)))
+def _pad(leaves: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Stack and pad the batch with zeros to ``count``: one shape, one compilation."""
+    return np.stack([*leaves, *[np.zeros_like(leaves[0])] * (count - len(leaves))])
 
 
 def _unbatch(batch: Explanation) -> list[Explanation]:
@@ -216,9 +295,14 @@ def _unbatch(batch: Explanation) -> list[Explanation]:
     return [jax.tree.map(itemgetter(i), batch) for i in range(len(batch.cam))]
 
 
+def best_classes(probabilities: np.ndarray) -> list[int]:
+    """Return the indices of the best classes, the best first."""
+    return np.argsort(-probabilities, kind="stable")[:TOP].tolist()
+
+
 def format_table(path: Path, probabilities: np.ndarray, class_names: Sequence[str]) -> str:
     """Format the path and best classes of one image, one class per line."""
-    best = np.argsort(-probabilities, kind="stable")[:TOP]
+    best = best_classes(probabilities)
     return "\n".join(
         [str(path), *(f"{100 * probabilities[i]:7.2f} %  {class_names[i]}" for i in best)]
     )

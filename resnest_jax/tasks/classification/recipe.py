@@ -34,6 +34,12 @@ def check(config: ConfigDict) -> None:
         raise InputError(
             f"eval_image_size must be at least {MIN_SIZE}; got {config.eval_image_size}"
         )
+    weights, checkpoint = config.pretrained.weights, config.pretrained.checkpoint
+    if checkpoint != "last" and weights in ("none", "published"):
+        raise InputError(
+            f"pretrained.checkpoint {checkpoint!r} needs a run as pretrained.weights; got "
+            f"{weights!r}"
+        )
     create_model(**model_fields(config))
     if config.model.dtype == "float16":
         raise InputError(
@@ -74,7 +80,7 @@ def build(
     return Parts(
         task,
         _batches(config, dataset, image_sizes, workdir),
-        pretrained=_pretrained(config.pretrained.weights, fields),
+        pretrained=_pretrained(config.pretrained, fields),
         norm_groups=fields["norm_groups"],
         freeze=_freeze(config),
     )
@@ -134,12 +140,13 @@ def _batches(
     return Batches(dataset, transforms, eval_transform, options)
 
 
-def _pretrained(weights: str, fields: dict[str, Any]) -> Callable[[], Variables] | None:
+def _pretrained(section: ConfigDict, fields: dict[str, Any]) -> Callable[[], Variables] | None:
     """Return a function that loads the initial weights; None for new ones."""
-    if weights == "none":
+    if section.weights == "none":
         return None
-    source = None if weights == "published" else weights
+    source = None if section.weights == "published" else section.weights
     others = {name: value for name, value in fields.items() if name != "name"}
+    others["checkpoint"] = section.checkpoint
     return lambda: load_pretrained(fields["name"], source, **others)[1]
 
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnest_jax.config.classification import BEST_METRIC
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.training.evaluation import Sums
-from resnest_jax.training.task import Aux, Batch, EvalOutput, Variables
+from resnest_jax.training.task import Aux, Batch, EvalOutput, Metrics, Variables
 
 # Above this share of a mixed image, the sigmoid loss sets the target of its class to 1, as in
 # arXiv 2110.00476; the threshold is that of timm's recipes.
@@ -36,6 +37,25 @@ def smooth_targets(labels: jax.Array, num_classes: int, mass: float, over: str) 
 def apply_model(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
     """Return the logits of normalised images, in evaluation mode."""
     return cast(jax.Array, model.apply(variables, images))  # Flax's type includes a pair with state
+
+
+def sum_hits(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> Metrics:
+    """Return sums over the valid images: loss, top-1 and top-5 hits, count.
+
+    Args:
+      logits: (B, num_classes); a constant added to all logits of an image changes nothing.
+      labels, valid: (B,), int32 and bool.
+    """
+    true_logits = jnp.take_along_axis(logits, labels[:, None], -1)
+    # Ties count against the model, so that equal logits score nothing.
+    rank = jnp.sum(logits >= true_logits, -1)  # 1 is first; 0 where the logits are NaN
+    values = {
+        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+        "top1": rank == 1,
+        "top5": (rank >= 1) & (rank <= 5),
+        "count": jnp.ones_like(valid),
+    }
+    return {name: jnp.sum(jnp.where(valid, value, 0)) for name, value in values.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +83,7 @@ class Classification:
     smooth_over: str = "all"
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
 
-    best_metric = "eval_top1"
+    best_metric = BEST_METRIC
     curves = {
         "loss": {"loss": "train", "eval_loss": "eval"},
         "accuracy (%)": {"eval_top1": "eval top-1", "eval_top5": "eval top-5"},
@@ -119,18 +139,7 @@ class Classification:
         The loss is always the softmax cross-entropy, also if another loss trains the network.
         """
         logits = apply_model(self.model, variables, normalize(batch["image"]))
-        labels, valid = batch["label"], batch["valid"]
-        true_logits = jnp.take_along_axis(logits, labels[:, None], -1)
-        # Ties count against the model, so that equal logits score nothing.
-        rank = jnp.sum(logits >= true_logits, -1)  # 1 is first; 0 where the logits are NaN
-        values = {
-            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
-            "top1": rank == 1,
-            "top5": (rank >= 1) & (rank <= 5),
-            "count": jnp.ones_like(valid),
-        }
-        sums = {name: jnp.sum(jnp.where(valid, value, 0)) for name, value in values.items()}
-        return EvalOutput(sums)
+        return EvalOutput(sum_hits(logits, batch["label"], batch["valid"]))
 
     def metric(self) -> Sums:
         """Return a metric: the means of the sums of ``eval_step``."""
