@@ -10,7 +10,9 @@ import pytest
 
 import resnest_jax
 from resnest_jax import runs
+from resnest_jax.tasks.classification import evaluate
 from resnest_jax.training.metric_writer import read_metrics
+from resnest_jax.weights.card import read_card
 from resnest_jax.workdir import load_config
 
 RUNS = ["run_v0", "run_v0_head"]
@@ -20,11 +22,11 @@ RUNS = ["run_v0", "run_v0_head"]
 def test_old_run_evaluates_to_the_same_figures(name):
     folder = golden.FOLDER / name
     summary = json.loads((folder / "summary.json").read_text())
-    found = runs.evaluate(folder)
+    found = evaluate.run(None, str(folder))
     assert found["step"] == 12
     assert found["eval_top1"] == summary["eval_top1"]
     np.testing.assert_allclose(found["eval_loss"], summary["eval_loss"], rtol=1e-5)
-    assert runs.evaluate(folder, "6")["step"] == 6
+    assert evaluate.run(None, str(folder), "6")["step"] == 6
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -34,6 +36,7 @@ def test_old_run_resumes(name, tmp_path):
     shutil.rmtree(workdir / "checkpoints" / "12")
     config = load_config(workdir)
     runs.train(config, workdir)
+    assert read_card(workdir).class_names == tuple("0123456789")  # stored from now on
     for line, before in zip(read_metrics(workdir), read_metrics(golden.FOLDER / name), strict=True):
         assert line.keys() == before.keys()
         for key in line.keys() & {"step", "epoch", "loss", "learning_rate", "eval_loss"}:

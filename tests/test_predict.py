@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import commands
 import golden
@@ -14,12 +15,15 @@ from PIL import Image
 
 import resnest_jax
 from resnest_jax.data import crops
+from resnest_jax.data.imagenet import imagenet_classes
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import MEAN, STD
 from resnest_jax.tasks.classification import predict
 from resnest_jax.tasks.classification.explain import draw, explain
+from resnest_jax.weights import classifier
 
 EXIF_ORIENTATION = 274
+HUB = Path("hub/model.safetensors")
 TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "stage_sizes": (1, 2, 1, 1)}
 
 
@@ -47,14 +51,16 @@ def tiny(name="resnest50", **fields):
 
 @pytest.fixture
 def load_calls(monkeypatch):
-    """Take weights from ``tiny``; record the calls."""
+    """Take weights from ``tiny``; record the calls. A run has a checkpoint of step 3."""
     calls = []
 
-    def load_pretrained(name, source=None, **fields):
-        calls.append((name, source))
-        return tiny(name, num_classes=10 if source else 1000, **fields)
+    def load_pretrained(name, source, *, checkpoint, **fields):
+        calls.append((name, source, checkpoint))
+        return tiny(name, num_classes=1000 if source == HUB else 10, **fields)
 
-    monkeypatch.setattr(predict, "load_pretrained", load_pretrained)
+    monkeypatch.setattr(classifier, "load_pretrained", load_pretrained)
+    monkeypatch.setattr(classifier, "fetch", lambda name: HUB)
+    monkeypatch.setattr(classifier, "find_checkpoint", lambda path, which: 3)
     return calls
 
 
@@ -188,7 +194,7 @@ def test_folders_are_sorted_and_flat(tmp_path):
 
 
 def test_class_names():
-    names = predict.imagenet_classes()
+    names = imagenet_classes()
     assert len(names) == len(set(names)) == 1000
     assert all(name == name.strip() and name for name in names)
     known = {
@@ -212,7 +218,8 @@ def test_probabilities_are_the_softmax_of_the_authors_logits(case):
     logits = golden.golden(case, "logits").astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     explanation = explain(model, variables, images)
-    for probabilities in (predict.predict(model, variables, images), explanation.probabilities):
+    batch = {"image": images}
+    for probabilities in (predict.predict(model, variables, batch), explanation.probabilities):
         np.testing.assert_allclose(probabilities, expected, rtol=2e-3, atol=1e-6)
         np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
     assert (explanation.attention is None) == (model.radix == 0)
@@ -260,11 +267,11 @@ def test_run_prints_tables_and_skips(tmp_path, capsys, load_calls):
     folder.mkdir()
     for i in range(9):  # more than one batch
         Image.fromarray(photo(50 + i, 60)).save(folder / f"{i}.png")
-    assert predict.run([str(folder)], name="resnest50", image_size=32) == 0
+    assert predict.run([str(folder)], name="resnest50", sizes=(32,)) == 0
     clean = capsys.readouterr()
     assert clean.err == ""
     blocks = [clean.out.splitlines()[i : i + 6] for i in range(0, 54, 6)]
-    names = predict.imagenet_classes()
+    names = imagenet_classes()
     for i, (path, *lines) in enumerate(blocks):
         assert path == str(folder / f"{i}.png")
         shares = [float(line.split("%")[0]) for line in lines]
@@ -272,33 +279,35 @@ def test_run_prints_tables_and_skips(tmp_path, capsys, load_calls):
         assert sum(shares) <= 100
         assert {line.split("%")[1].strip() for line in lines} <= set(names)
     (folder / "notes.txt").write_text("no image")
-    assert predict.run([str(folder)], name="resnest50", image_size=32) == 1
+    assert predict.run([str(folder)], name="resnest50", sizes=(32,)) == 1
     skipped = capsys.readouterr()
     assert skipped.out == clean.out
     assert skipped.err.count("\n") == 1
     assert "notes.txt" in skipped.err
-    assert load_calls == [("resnest50", None)] * 2
+    assert load_calls == [("resnest50", HUB, "last")] * 2
 
 
 def test_run_without_a_model_says_so(tmp_path, load_calls):
     with pytest.raises(InputError, match="--model=resnest50"):
         predict.run([str(tmp_path / "a.png")])
     with pytest.raises(InputError, match="at most 100; got 101"):
-        predict.run([f"{i}.png" for i in range(101)], explain_path="a.png")
+        predict.run([f"{i}.png" for i in range(101)], outputs=predict.Outputs(Path("a.png")))
 
 
 @pytest.mark.parametrize(
     ("name", "size"), [("resnest50", 224), ("resnest101", 256), ("resnest50_fast_8s1x64d", 224)]
 )
 def test_published_models_are_tested_at_their_size(name, size, load_calls):
-    predictor = predict.load(name, None, None)
-    assert predictor.transform(photo()).shape == (size, size, 3)
+    predictor = predict.load(name, None)
+    element = {"image": photo(), "label": 0}
+    assert predictor.transform.map(element)["image"].shape == (size, size, 3)
     assert predictor.class_names[0] == "tench"
-    assert predict.load(name, None, 64).transform(photo()).shape == (64, 64, 3)
+    smaller = predict.load(name, None, sizes=(64,))
+    assert smaller.transform.map(element)["image"].shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], [f"c{i}" for i in range(10)]])
-def test_a_run_knows_its_model_and_classes(names, tmp_path, load_calls):
+def test_an_old_run_has_the_classes_of_its_data(names, tmp_path, load_calls):
     for name in names:
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(5):
@@ -307,9 +316,10 @@ def test_a_run_knows_its_model_and_classes(names, tmp_path, load_calls):
         dataset=f"folder:{tmp_path}/data", image_size=48, eval_image_size=48
     )
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    predictor = predict.load(None, str(tmp_path), None)
-    assert load_calls == [(config.model.name, str(tmp_path))]
-    assert predictor.transform(photo(48, 48)).tolist() == photo(48, 48).tolist()  # no margin
+    predictor = predict.load(None, str(tmp_path))
+    assert load_calls == [(config.model.name, tmp_path, "3")]
+    element = predictor.transform.map({"image": photo(48, 48), "label": 0})
+    assert element["image"].tolist() == photo(48, 48).tolist()  # no margin
     # The model has ten classes and was not trained on the folder of two.
     expected = names if len(names) == 10 else [f"class {i}" for i in range(10)]
     assert list(predictor.class_names) == expected
@@ -321,7 +331,8 @@ def test_explain_writes_a_picture(name, tmp_path, capsys, load_calls):
         Image.fromarray(photo(50 + i, 60)).save(tmp_path / f"cost_$_{i}.png")
     (tmp_path / "c.txt").write_text("no image")
     out = tmp_path / "out.png"
-    code = predict.run([str(tmp_path)], name=name, image_size=64, explain_path=str(out))
+    outputs = predict.Outputs(explain=out)
+    code = predict.run([str(tmp_path)], name=name, sizes=(64,), outputs=outputs)
     assert code == 1
     assert capsys.readouterr().out.count("%") == 10
     with Image.open(out) as picture:
@@ -330,7 +341,10 @@ def test_explain_writes_a_picture(name, tmp_path, capsys, load_calls):
     assert height == 480
     with pytest.raises(InputError, match="cannot be written"):
         predict.run(
-            [f"{tmp_path}/cost_$_0.png"], name=name, image_size=64, explain_path="/dev/null/a.png"
+            [f"{tmp_path}/cost_$_0.png"],
+            name=name,
+            sizes=(64,),
+            outputs=predict.Outputs(explain=Path("/dev/null/a.png")),
         )
 
 
@@ -338,7 +352,7 @@ def test_map_without_evidence_is_drawn(tmp_path):
     model, variables = tiny()
     explanation = jax.tree.map(lambda x: x[0], explain(model, variables, photo(64, 64)[None]))
     explanation = explanation._replace(cam=np.zeros((2, 2), np.float32))
-    names = predict.imagenet_classes()
+    names = imagenet_classes()
     draw(tmp_path / "a.png", ["a"], [photo(64, 64)], [explanation], names)
     assert (tmp_path / "a.png").stat().st_size > 1000
 

@@ -18,6 +18,7 @@ from small_net import small_task
 import resnest_jax
 from resnest_jax import recipe, runs
 from resnest_jax.errors import DivergenceError, InputError
+from resnest_jax.tasks.classification import evaluate
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.metric_writer import MetricsWriter, read_metrics
@@ -145,9 +146,9 @@ def test_a_run_leaves_what_it_should(whole_run):
 @with_whole_run
 def test_evaluate_gives_the_same_number(whole_run):
     workdir, summary = whole_run
-    again = runs.evaluate(workdir)
+    again = evaluate.run(None, str(workdir))
     assert {key: summary[key] for key in again} == again
-    best = runs.evaluate(workdir, "best")
+    best = evaluate.run(None, str(workdir), "best")
     assert best["step"] == summary["best_step"]
     assert (
         best["eval_top1"]
@@ -155,7 +156,7 @@ def test_evaluate_gives_the_same_number(whole_run):
         == max(line.get("eval_top1", 0) for line in read_metrics(workdir))
     )
     with pytest.raises(InputError, match="no checkpoint '5'"):
-        runs.evaluate(workdir, "5")
+        evaluate.run(None, str(workdir), "5")
 
 
 @with_whole_run

@@ -184,7 +184,8 @@ def _draw(path: Path, confusion: Confusion) -> None:
         figure.savefig(path, dpi=100, format="png")
         return
     columns = [_short(name) for name in confusion.columns]
-    axes.set_xticks(range(width), columns, rotation=90, fontsize=8, parse_math=False)
+    rotation = 90 if max(map(len, columns)) > 3 else 0
+    axes.set_xticks(range(width), columns, rotation=rotation, fontsize=8, parse_math=False)
     axes.set_yticks(range(height), columns[:height], fontsize=8, parse_math=False)
     for (row, column), count in np.ndenumerate(counts):
         if count:
