@@ -76,6 +76,8 @@ def find_source(name: str | None, weights: str | None, checkpoint: str = "last")
                 "weights"
             )
         return Source(name, fetch(name), _published_card(name))
+    if "://" in weights:
+        raise InputError(f"weights must be a local path, or {PUBLISHED}; got {weights!r}")
     path = Path(weights).expanduser()
     if path.is_dir():
         description, is_run = describe_directory(path)

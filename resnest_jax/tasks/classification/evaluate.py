@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from resnest_jax.data.batches import EvalBatches, LoaderOptions
 from resnest_jax.data.imagenet import readable, synsets
+from resnest_jax.data.loader import HostBatches
 from resnest_jax.data.sources import Relabelled, Split, open_dataset, open_split
 from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import MODELS
@@ -84,7 +86,8 @@ def run(
     detailed = bool(options.output or options.predictions)
     details = Details(batches.eval_indices) if detailed else Sums()
     evaluation = Evaluation(model, details, min(BEST, model.num_classes) if detailed else 0)
-    figures = make_evaluate_variables(evaluation, batches, make_mesh())(jax.device_get(variables))
+    evaluate = make_evaluate_variables(evaluation, Shown(batches), make_mesh())
+    figures = evaluate(jax.device_get(variables))
     if isinstance(details, Details) and is_main():
         class_names = readable(source.card.class_names or split.class_names)
         _write(details.predictions(split), class_names, options)
@@ -114,6 +117,25 @@ class Evaluation:
     def metric(self) -> Sums:
         """Return the metric."""
         return self.details
+
+
+class Shown(NamedTuple):
+    """Batches whose progress is shown, if stderr is a terminal."""
+
+    batches: EvalBatches
+
+    @property
+    def num_eval(self) -> int:
+        """Number of images."""
+        return self.batches.num_eval
+
+    def eval(self) -> HostBatches:
+        """Yield every evaluation image once."""
+        hidden = None if is_main() else True
+        with tqdm(total=self.num_eval, unit=" images", leave=False, disable=hidden) as bar:
+            for batch in self.batches.eval():
+                yield batch
+                bar.update(int(batch["valid"].sum()) * jax.process_count())
 
 
 class Details(Sums):
