@@ -16,6 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from resnest_jax import files
 from resnest_jax.config import RENAMED
 from resnest_jax.errors import (
     DivergenceError,
@@ -167,15 +168,25 @@ def local_path(flag: flags.FlagHolder[str]) -> Path:
     Raises:
       InputError: if it is empty or an address such as gs://...
     """
-    value = flag.value
-    if not value.strip() or "://" in value:
-        raise InputError(f"--{flag.name} must be a local path; got {value!r}")
-    return Path(value).expanduser()
+    return files.local_path(f"--{flag.name}", flag.value)
 
 
-def optional_path(flag: flags.FlagHolder[str | None]) -> Path | None:
-    """Return the path that a flag names, or None; errors are those of ``local_path``."""
-    return None if flag.value is None else local_path(cast(flags.FlagHolder[str], flag))
+def output_path(flag: flags.FlagHolder[str]) -> Path:
+    """Return the path of a file to write that a flag names.
+
+    Raises:
+      InputError: if it is not local or the file cannot be written.
+    """
+    path = local_path(flag)
+    files.check_output(f"--{flag.name}", path)
+    return path
+
+
+def optional(
+    read: Callable[[flags.FlagHolder[str]], Path], flag: flags.FlagHolder[str | None]
+) -> Path | None:
+    """Return ``read(flag)``, such as ``local_path(flag)``, or None if the flag is not given."""
+    return None if flag.value is None else read(cast(flags.FlagHolder[str], flag))
 
 
 def _parse(argv: list[str], command: flags.FlagValues, arguments: bool) -> list[str]:
@@ -219,14 +230,14 @@ def _join(command: flags.FlagValues) -> None:
 
 def _wrong_override(argv: list[str]) -> str | None:
     """Return the message for the first override of an unknown key or a section, or None."""
-    files = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
-    path, _, argument = files[-1].partition(":") if files else ("", "", "")
+    given = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
+    path, _, argument = given[-1].partition(":") if given else ("", "", "")
     if not Path(path).is_file():
         return None
     try:
         config = runpy.run_path(path)["get_config"](*[argument] if argument else [])
     except Exception as error:  # a config file may raise anything
-        return f"--config={files[-1]}: {_plain(error)}"
+        return f"--config={given[-1]}: {_plain(error)}"
     for name in (arg.lstrip("-").split("=")[0] for arg in argv):
         section, where = config, "config"
         for key in name.split(".")[1:] if name.startswith("config.") else ():

@@ -82,10 +82,10 @@ def main(_: list[str]) -> None:
         sizes=cli.sizes(IMAGE_SIZE, TTA_SIZES),
         tta=tuple(TTA.value),
         batch_size=BATCH_SIZE.value,
-        output=cli.optional_path(OUTPUT),
-        predictions=cli.optional_path(PREDICTIONS),
+        output=cli.optional(cli.local_path, OUTPUT),
+        predictions=cli.optional(cli.output_path, PREDICTIONS),
     )
-    workdir = cli.optional_path(WORKDIR)
+    workdir = cli.optional(cli.local_path, WORKDIR)
     weights = WEIGHTS.value if workdir is None else str(workdir)
     results = evaluate.run(MODEL.value, weights, CHECKPOINT.value, options)
     if distributed.is_main():

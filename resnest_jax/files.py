@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Local paths, and files written atomically."""
 
 import contextlib
 import json
@@ -8,6 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from resnest_jax.errors import InputError
+
+
+def local_path(field: str, value: str | os.PathLike) -> Path:
+    """Return the path that a flag, argument or config key names.
+
+    Raises:
+      InputError: if it is empty or an address such as gs://...
+    """
+    text = os.fspath(value)
+    if not text.strip() or "://" in text:
+        raise InputError(f"{field} must be a local path; got {text!r}")
+    return Path(text).expanduser()
+
+
+def check_output(field: str, path: Path) -> None:
+    """Check that a file can be written, before the work that makes its content.
+
+    Raises:
+      InputError: if it is a directory, or its own directory is not there or not writable.
+    """
+    problem = None
+    if path.is_dir():
+        problem = "it is a directory"
+    elif not path.parent.is_dir():
+        problem = f"there is no directory {path.parent.absolute()}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        problem = "permission denied"
+    if problem:
+        raise InputError(f"{field} {path} cannot be written: {problem}")
 
 
 def write_atomic(path: Path, content: bytes | bytearray | memoryview) -> None:

@@ -50,9 +50,9 @@ def main(argv: list[str]) -> int:
         sizes=cli.sizes(IMAGE_SIZE, TTA_SIZES),
         tta=tuple(TTA.value),
         outputs=predict.Outputs(
-            cli.optional_path(EXPLAIN),
-            cli.optional_path(PREDICTIONS),
-            cli.optional_path(EMBEDDINGS),
+            cli.optional(cli.output_path, EXPLAIN),
+            cli.optional(cli.output_path, PREDICTIONS),
+            cli.optional(cli.output_path, EMBEDDINGS),
         ),
     )
 

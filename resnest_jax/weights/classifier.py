@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from resnest_jax.data.imagenet import synsets
 from resnest_jax.errors import InputError
+from resnest_jax.files import local_path
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.weights.card import Card, read_card
@@ -76,9 +77,9 @@ def find_source(name: str | None, weights: str | None, checkpoint: str = "last")
                 "weights"
             )
         return Source(name, fetch(name), _published_card(name))
-    if "://" in weights:
-        raise InputError(f"weights must be a local path, or {PUBLISHED}; got {weights!r}")
-    path = Path(weights).expanduser()
+    path = local_path("weights", weights)
+    if not path.exists():
+        raise InputError(f"weights {path}: no such file or directory")
     if path.is_dir():
         description, is_run = describe_directory(path)
         name = name or str(description["name"])

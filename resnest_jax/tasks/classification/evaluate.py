@@ -17,6 +17,7 @@ from resnest_jax.data.imagenet import readable, synsets
 from resnest_jax.data.loader import HostBatches
 from resnest_jax.data.sources import Relabelled, Split, open_dataset, open_split
 from resnest_jax.errors import InputError
+from resnest_jax.files import writing
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.tasks.classification import report
 from resnest_jax.tasks.classification.task import sum_hits
@@ -71,6 +72,9 @@ def run(
         not classes of the weights.
     """
     report.check_predictions(options.predictions)
+    if options.output and is_main():
+        with writing("output", options.output):
+            options.output.mkdir(parents=True, exist_ok=True)
     source = find_source(name, weights, checkpoint)
     transform = view_transform(
         options.sizes or (source.image_size,), source.crop, tuple(options.tta)

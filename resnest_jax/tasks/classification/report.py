@@ -38,10 +38,12 @@ class Confusion(NamedTuple):
       names: of the classes.
       counts: int (C, C), or (C, C + 1) with the predictions of other classes in the last column;
         rows are true classes.
+      mistaken_for: the most frequent wrong prediction of each class, "" if there is none.
     """
 
     names: Sequence[str]
     counts: np.ndarray
+    mistaken_for: Sequence[str]
 
     @property
     def columns(self) -> list[str]:
@@ -52,12 +54,6 @@ class Confusion(NamedTuple):
     def accuracy(self) -> np.ndarray:
         """Accuracy of each class, from 0 to 1."""
         return np.diagonal(self.counts) / self.counts.sum(1)
-
-    def mistaken_for(self, row: int) -> str:
-        """Return the most frequent wrong prediction of a class; empty if there is none."""
-        wrong = self.counts[row].copy()
-        wrong[row] = 0
-        return self.columns[int(np.argmax(wrong))] if wrong.any() else ""
 
 
 def check_predictions(path: Path | None) -> None:
@@ -124,14 +120,22 @@ def count_confusion(predictions: Sequence[Prediction], class_names: Sequence[str
     np.add.at(counts, (column[labels], column[predicted]), 1)
     if len(present) == len(class_names):
         counts = counts[:, :-1]
-    return Confusion([class_names[int(i)] for i in present], counts)
+    mistaken_for = [
+        _most_frequent(predicted[(labels == label) & (predicted != label)], class_names)
+        for label in present
+    ]
+    return Confusion([class_names[int(i)] for i in present], counts, mistaken_for)
+
+
+def _most_frequent(classes: np.ndarray, class_names: Sequence[str]) -> str:
+    return class_names[int(np.bincount(classes).argmax())] if len(classes) else ""
 
 
 def worst_classes(confusion: Confusion) -> str:
     """Return a table of the classes with the lowest accuracy, at most ten."""
     lines = ["accuracy  images  class, mistaken for"]
     for row in np.argsort(confusion.accuracy, kind="stable")[:WORST]:
-        name, wrong = confusion.names[row], confusion.mistaken_for(row)
+        name, wrong = confusion.names[row], confusion.mistaken_for[row]
         lines.append(
             f"{100 * confusion.accuracy[row]:6.2f} %  {confusion.counts[row].sum():6d}  {name}"
             + (f", {wrong}" if wrong else "")
@@ -140,7 +144,7 @@ def worst_classes(confusion: Confusion) -> str:
 
 
 def write_confusion(folder: Path, confusion: Confusion) -> None:
-    """Write ``per_class.csv``, ``confusion.csv`` and ``confusion.png`` into a folder.
+    """Write ``per_class.csv``, ``confusion.csv`` and ``confusion.png`` into an existing folder.
 
     Raises:
       InputError: if they cannot be written.
@@ -151,7 +155,7 @@ def write_confusion(folder: Path, confusion: Confusion) -> None:
             "images": int(confusion.counts[row].sum()),
             "right": int(confusion.counts[row, row]),
             "accuracy": round(float(confusion.accuracy[row]), 6),
-            "mistaken_for": confusion.mistaken_for(row),
+            "mistaken_for": confusion.mistaken_for[row],
         }
         for row, name in enumerate(confusion.names)
     ]
@@ -160,7 +164,6 @@ def write_confusion(folder: Path, confusion: Confusion) -> None:
         for row, name in enumerate(confusion.names)
     ]
     with writing("output", folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, rows in (("per_class.csv", classes), ("confusion.csv", matrix)):
             write_atomic(folder / name, _csv(rows).encode("utf-8", "surrogateescape"))
         _draw(folder / "confusion.png", confusion)
