@@ -24,6 +24,7 @@ IMPORTED = (
     "resnest_jax.cli",
     "resnest_jax.dry_run",
     "resnest_jax.runs",
+    "resnest_jax.tasks.classification.evaluate",
     "resnest_jax.tasks.classification.predict",
     "matplotlib.pyplot",
     "sklearn.datasets",

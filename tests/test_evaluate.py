@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import commands
 import cv2
 import golden
 import jax
@@ -227,6 +228,24 @@ def test_predict_writes_what_evaluate_says(digits, tmp_path, capsys):
         predict.run([str(tmp_path)], weights=str(RUN), tta=("flip",), outputs=outputs)
     with pytest.raises(InputError, match=r"embeddings must end in \.npz"):
         predict.run(["a.png"], outputs=predict.Outputs(embeddings=tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["give --workdir=RUN", "--model=NAME"]),
+        (["--workdir=a", "--weights=b"], ["--workdir and --weights are both given"]),
+        (["--workdir=absent"], ["absent: no such file or directory"]),
+        ([f"--workdir={RUN}", "--checkpoint=7"], ["no checkpoint '7'", "steps [6, 12]"]),
+        ([f"--workdir={RUN}", "--tta=turn"], ["tta must be some of flip, five_crop; got turn"]),
+        ([f"--workdir={RUN}", "--tta_sizes=big"], ["--tta_sizes must be sides such as", "big"]),
+        ([f"--workdir={RUN}", "--tta_sizes=32", "--image_size=32"], ["both given; leave one out"]),
+        ([f"--workdir={RUN}", "--predictions=no/a.csv"], ["--predictions", "no directory"]),
+        ([f"--workdir={RUN}", "--output=/dev/null/a"], ["output /dev/null/a cannot be written"]),
+    ],
+)
+def test_bad_flags_are_one_line(arguments, words):
+    commands.assert_one_line(commands.run("resnest_jax.evaluate", *arguments), *words)
 
 
 def test_views_without_augmentation_are_the_test_crop():

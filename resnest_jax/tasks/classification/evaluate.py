@@ -72,15 +72,15 @@ def run(
         not classes of the weights.
     """
     report.check_predictions(options.predictions)
-    if options.output and is_main():
-        with writing("output", options.output):
-            options.output.mkdir(parents=True, exist_ok=True)
     source = find_source(name, weights, checkpoint)
     transform = view_transform(
         options.sizes or (source.image_size,), source.crop, tuple(options.tta)
     )
     with main_first():  # it may prepare the data set
         split = _open(source, options)
+    if options.output and is_main():  # before the work
+        with writing("output", options.output):
+            options.output.mkdir(parents=True, exist_ok=True)
     _tell(*split.notes, _describe(source, split, options))
     model, variables, _ = load_classifier(source)
     labels = _match(source, split, model.num_classes)
