@@ -210,10 +210,11 @@ def _match(source: Source, split: Split, num_classes: int) -> Sequence[int]:
             f"{', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
         )
     if known != split.class_names:
-        _tell(
-            f"the data has {len(split.class_names)} of the {len(known)} classes of the weights, "
-            "or another order: they are matched by name"
+        fewer = len(split.class_names) < len(known)
+        change = (
+            f"has only {len(split.class_names)} of the {len(known)}" if fewer else "reorders the"
         )
+        _tell(f"the data {change} classes of the weights; they are matched by name")
     position = {name: index for index, name in enumerate(known)}
     return [position[name] for name in split.class_names]
 

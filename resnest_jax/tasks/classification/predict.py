@@ -35,7 +35,6 @@ from resnest_jax.workdir import load_config
 BATCH = 8
 TOP = 5
 MAX_ROWS = 100  # per picture; with more it is unreadable
-_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)  # of several views, none of which is drawn
 
 
 class Predictor(NamedTuple):
@@ -66,9 +65,10 @@ NO_OUTPUTS = Outputs()
 
 
 class Result(NamedTuple):
-    """What the network says of one image."""
+    """What the network says of one image, and what of it the outputs need."""
 
-    probabilities: np.ndarray
+    prediction: Prediction
+    image: np.ndarray | None = None
     explanation: Explanation | None = None
     embedding: np.ndarray | None = None
 
@@ -101,7 +101,7 @@ def run(
     predictor = load(name, weights, checkpoint, sizes, tta)
     if isinstance(predictor.transform, Views) and (outputs.explain or outputs.embeddings):
         raise InputError("explain and embeddings are of one view; leave out tta and tta_sizes")
-    shown: dict[Path, tuple[np.ndarray, Result]] = {}
+    results: list[Result] = []
     failed = False
     for start in range(0, len(paths), BATCH):
         elements, errors = read_images(paths[start : start + BATCH], predictor.transform)
@@ -110,12 +110,12 @@ def run(
         failed |= bool(errors)
         if not elements:
             continue
-        results = _apply(predictor, list(elements.values()), min(BATCH, len(paths)), outputs)
-        for (path, element), result in zip(elements.items(), results, strict=False):
-            print(format_table(path, result.probabilities, predictor.class_names), flush=True)
-            if any(outputs):
-                shown[path] = element.get("image", _NO_IMAGE), result
-    _write(outputs, shown, predictor.class_names)
+        found = _apply(predictor, elements, min(BATCH, len(paths)), outputs)
+        for result in found:
+            print(format_table(result.prediction, predictor.class_names), flush=True)
+        results += found if any(outputs) else []
+    if results:
+        _write(outputs, results, predictor.class_names)
     return int(failed)
 
 
@@ -131,46 +131,47 @@ def _check(outputs: Outputs, paths: Sequence[Path]) -> None:
 
 
 def _apply(
-    predictor: Predictor, elements: list[dict[str, np.ndarray]], count: int, outputs: Outputs
+    predictor: Predictor, elements: dict[Path, dict[str, np.ndarray]], count: int, outputs: Outputs
 ) -> list[Result]:
-    """Classify elements, as a batch padded to ``count``; more results than elements may return."""
+    """Classify elements, as a batch that is padded to ``count``."""
     model, variables = predictor.model, predictor.variables
-    batch = jax.tree.map(lambda *leaves: _pad(leaves, count), *elements)
-    embeddings = [None] * count
+    batch = jax.tree.map(lambda *leaves: _pad(leaves, count), *elements.values())
+    explanations, embeddings = [None] * count, [None] * count
     if outputs.embeddings:
         embeddings = np.asarray(embed(model, variables, batch["image"]))
     if outputs.explain:
         explanations = _unbatch(explain(model, variables, batch["image"]))
         probabilities = [np.asarray(one.probabilities) for one in explanations]
     else:
-        explanations = [None] * count
         probabilities = np.asarray(predict(model, variables, batch))
-    return [Result(*row) for row in zip(probabilities, explanations, embeddings, strict=True)]
+    return [
+        Result(
+            _best(path, probabilities[row]),
+            element["image"] if outputs.explain else None,
+            explanations[row],
+            embeddings[row],
+        )
+        for row, (path, element) in enumerate(elements.items())
+    ]
 
 
-def _write(
-    outputs: Outputs,
-    shown: dict[Path, tuple[np.ndarray, Result]],
-    class_names: Sequence[str],
-) -> None:
+def _best(path: Path, probabilities: np.ndarray) -> Prediction:
+    best = np.argsort(-probabilities, kind="stable")[:TOP].tolist()
+    return Prediction(str(path), None, best, [float(probabilities[i]) for i in best])
+
+
+def _write(outputs: Outputs, results: list[Result], class_names: Sequence[str]) -> None:
     """Write the files that are asked for."""
-    if not shown:
-        return
-    images, results = zip(*shown.values(), strict=True)
-    files = [str(path) for path in shown]
+    predictions, images, explanations, embeddings = zip(*results, strict=True)
+    files = [prediction.file for prediction in predictions]
     if outputs.explain:
-        titles = [path.name for path in shown]
-        draw(outputs.explain, titles, images, [one.explanation for one in results], class_names)
+        titles = [Path(file).name for file in files]
+        draw(outputs.explain, titles, images, explanations, class_names)
     if outputs.predictions:
-        rows = [
-            Prediction(file, None, best, [one.probabilities[i] for i in best])
-            for file, one in zip(files, results, strict=True)
-            for best in [best_classes(one.probabilities)]
-        ]
-        write_predictions(outputs.predictions, rows, class_names)
+        write_predictions(outputs.predictions, predictions, class_names)
     if outputs.embeddings:
         buffer = io.BytesIO()
-        np.savez(buffer, files=files, embeddings=[one.embedding for one in results])
+        np.savez(buffer, files=files, embeddings=embeddings)
         with writing("embeddings", outputs.embeddings):
             write_atomic(outputs.embeddings, buffer.getbuffer())
 
@@ -295,14 +296,8 @@ def _unbatch(batch: Explanation) -> list[Explanation]:
     return [jax.tree.map(itemgetter(i), batch) for i in range(len(batch.cam))]
 
 
-def best_classes(probabilities: np.ndarray) -> list[int]:
-    """Return the indices of the best classes, the best first."""
-    return np.argsort(-probabilities, kind="stable")[:TOP].tolist()
-
-
-def format_table(path: Path, probabilities: np.ndarray, class_names: Sequence[str]) -> str:
+def format_table(prediction: Prediction, class_names: Sequence[str]) -> str:
     """Format the path and best classes of one image, one class per line."""
-    best = best_classes(probabilities)
-    return "\n".join(
-        [str(path), *(f"{100 * probabilities[i]:7.2f} %  {class_names[i]}" for i in best)]
-    )
+    best = zip(prediction.classes, prediction.probabilities, strict=True)
+    lines = [f"{100 * probability:7.2f} %  {class_names[index]}" for index, probability in best]
+    return "\n".join([prediction.file, *lines])
