@@ -210,10 +210,8 @@ def _match(source: Source, split: Split, num_classes: int) -> Sequence[int]:
             f"{', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
         )
     if known != split.class_names:
-        fewer = len(split.class_names) < len(known)
-        change = (
-            f"has only {len(split.class_names)} of the {len(known)}" if fewer else "reorders the"
-        )
+        count = len(split.class_names)
+        change = f"has only {count} of the {len(known)}" if count < len(known) else "reorders the"
         _tell(f"the data {change} classes of the weights; they are matched by name")
     position = {name: index for index, name in enumerate(known)}
     return [position[name] for name in split.class_names]
