@@ -28,8 +28,8 @@ def programs(model, images: jax.Array) -> dict[str, Program]:
     present = onnxruntime.get_available_providers()
     providers = [name for name in PROVIDERS if name in present]
     options = onnxruntime.SessionOptions()
-    # Its threads would otherwise keep the cores busy after a call.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Threads that spin while they wait would slow the other programs; here they gain nothing.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     begun = time.perf_counter()
     session = onnxruntime.InferenceSession(content, options, providers=providers)
     seconds = time.perf_counter() - begun
