@@ -160,10 +160,10 @@ def test_exported_onnx_has_the_authors_logits(resnest14, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
     session = onnxruntime.InferenceSession(output)
     metadata = session.get_modelmeta().custom_metadata_map
-    assert metadata.pop("model") == "resnest14"
-    metadata = {key: json.loads(value) for key, value in metadata.items()}
-    assert metadata.pop("image_size") == SIZE
-    assert metadata == {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    assert metadata["model"] == "resnest14"
+    stored = {key: json.loads(metadata[key]) for key in ("image_size", "mean", "std")}
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    assert stored == {"image_size": SIZE, "mean": mean, "std": std}
     images = np.moveaxis(golden.images((2, SIZE, SIZE), 1), -1, 1)
     (logits,) = session.run(None, {"images": images})
     assert relative_error(logits, golden.golden("resnest14@64", "logits")) < 1e-4
