@@ -17,8 +17,8 @@ S = --image_size, normalized by the mean and the std in the metadata, to ``logit
     (logits,) = session.run(None, {"images": images})
 
 StableHLO, as ``jax.export`` serialises it: RGB images, uint8 (B, S, S, 3) in 0..255, to the same
-logits; ImageNet's normalization is part of it. The names of the classes, if they are known, are in
-a .json file beside it. With only jax and flatbuffers installed:
+logits; ImageNet's normalization is part of it. If the names of the classes are known, a .json file
+beside it holds them. With only jax and flatbuffers installed:
 
     import jax
     from jax import export

@@ -16,10 +16,10 @@ from resnest_jax.errors import InputError, StorageError
 from resnest_jax.tasks.classification import predict
 from resnest_jax.training.checkpoints import restore_variables
 from resnest_jax.training.checksums import write_checksums
-from resnest_jax.weights import stablehlo
 from resnest_jax.weights.card import FILE, Card, check_class_names, read_card, write_card
 from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.conversion import convert
+from resnest_jax.weights.exports import export_file
 from resnest_jax.workdir import load_config
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -124,11 +124,16 @@ def test_names_can_be_given(named_run, tmp_path):
 
 
 def test_an_export_of_a_run_has_its_size_and_names(named_run, tmp_path):
-    output = tmp_path / "run.stablehlo"
-    line = stablehlo.export_file(None, str(named_run), output, checkpoint="best", platforms=["cpu"])
+    arguments = {"checkpoint": "best", "platforms": ["cpu"]}
+    line = export_file(None, str(named_run), tmp_path / "run.stablehlo", **arguments)
     assert "(B, 32, 32, 3) to logits (B, 10)" in line
     facts = json.loads((tmp_path / "run.json").read_text())
     assert facts == {"class_names": list(NAMES), "image_size": 32, "crop": "whole"}
+    onnx = pytest.importorskip("onnx")
+    export_file(None, str(named_run), tmp_path / "run.onnx", checkpoint="best")
+    metadata = {m.key: m.value for m in onnx.load(tmp_path / "run.onnx").metadata_props}
+    assert json.loads(metadata["class_names"]) == list(NAMES)
+    assert (metadata["image_size"], metadata["crop"], metadata["model"]) == ("32", "whole", MODEL)
 
 
 def test_predict_of_a_run_needs_no_data(named_run):

@@ -78,7 +78,7 @@ def export_file(
 def _facts(source: Source, image_size: int) -> dict[str, Any]:
     """Return class names to read, size and crop of the images, as far as they are known."""
     names = source.card.class_names
-    card = Card(tuple(readable(names)) if names else None, image_size, source.crop)
+    card = Card(tuple(readable(names)) if names else None, image_size, source.card.crop)
     return card.to_dict()
 
 
