@@ -12,6 +12,7 @@ from jax import lax
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
+from resnest_jax.models.layers.linear import tangent_of
 from resnest_jax.models.layers.platforms import ONNX, on_cpu
 
 IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches")
@@ -106,7 +107,7 @@ def conv2d(
       ``auto``: the one measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
     Three names, such as ``"split,split,winograd"``, select those of forward, input gradient and
     kernel gradient. A 1x1 convolution is always one matrix product per group, but for platform
-    ``onnx`` a convolution. ``winograd`` and three names do not have a forward-mode derivative.
+    ``onnx`` a convolution.
 
     Raises:
       InputError: if ``implementation`` is none of these.
@@ -173,24 +174,33 @@ def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) 
     return jnp.concatenate([form(*pair) for pair in pairs], -1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _mixed(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tuple) -> jax.Array:
     """Convolve with one implementation for the value and one for each gradient."""
     return _run(x, kernel, settings, forms[0])
 
 
-def _mixed_forward(x: jax.Array, kernel: jax.Array, settings: tuple, forms: tuple) -> tuple:
-    return _mixed(x, kernel, settings, forms), (x, kernel)
+def _mixed_jvp(settings: tuple, forms: tuple, primals: tuple, tangents: tuple) -> tuple:
+    value, of_x, of_kernel = (
+        partial(_run, settings=settings, implementation=implementation) for implementation in forms
+    )
+
+    def x_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: of_x(x, kernel), x)[1](dy)[0]
+
+    def kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(lambda kernel: of_kernel(x, kernel), kernel)[1](dy)[0]
+
+    y = _mixed(*primals, settings, forms)
+    dx, dkernel = tangents
+    return y, tangent_of(
+        y,
+        (lambda x, kernel, dx: value(dx, kernel), x_gradient, primals, dx),
+        (lambda x, kernel, dkernel: value(x, dkernel), kernel_gradient, primals, dkernel),
+    )
 
 
-def _mixed_backward(settings: tuple, forms: tuple, saved: tuple, dy: jax.Array) -> tuple:
-    x, kernel = saved
-    _, of_x = jax.vjp(lambda x: _run(x, kernel, settings, forms[1]), x)
-    _, of_kernel = jax.vjp(lambda kernel: _run(x, kernel, settings, forms[2]), kernel)
-    return *of_x(dy), *of_kernel(dy)
-
-
-_mixed.defvjp(_mixed_forward, _mixed_backward)
+_mixed.defjvp(_mixed_jvp, symbolic_zeros=True)
 
 
 def _direct(

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnest_jax.models.layers.linear import tangent_of
 from resnest_jax.models.layers.platforms import on_cpu
 
 WINDOW = [(i, j) for i in range(3) for j in range(3)]
@@ -49,22 +50,39 @@ def _windows(x: jax.Array, strides: int, fill: float) -> list[jax.Array]:
     return [x[:, i : i + height : strides, j : j + width : strides] for i, j in WINDOW]
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _max_pool_slices(x: jax.Array) -> jax.Array:
     return reduce(jnp.maximum, _windows(x, 2, -jnp.inf))
 
 
-def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _max_pool_slices(x), x
+def _max_pool_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    y = _max_pool_slices(*primals)
+    return y, tangent_of(y, (_pixels_of_maxima, _max_pool_gradient, primals, *tangents))
 
 
-def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    """Gather, for every pixel, from the one, two or four windows around it, by its parity."""
+_max_pool_slices.defjvp(_max_pool_jvp, symbolic_zeros=True)
+
+
+def _places_of_maxima(x: jax.Array) -> jax.Array:
+    """Return the index in its window, 0 to 8, of the first maximum."""
     best, *others = _windows(x, 2, -jnp.inf)
     first = jnp.zeros(best.shape, jnp.int8)
     for i, pixel in enumerate(others, 1):
         larger = pixel > best
         best, first = jnp.where(larger, pixel, best), jnp.where(larger, jnp.int8(i), first)
+    return first
+
+
+def _pixels_of_maxima(x: jax.Array, dx: jax.Array) -> jax.Array:
+    """Return the pixels of dx at the maxima of x."""
+    first = _places_of_maxima(x)
+    pixels = enumerate(_windows(dx, 2, 0))
+    return reduce(jnp.add, [jnp.where(first == i, pixel, 0) for i, pixel in pixels])
+
+
+def _max_pool_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Gather, for every pixel, from the one, two or four windows around it, by its parity."""
+    first = _places_of_maxima(x)
     batch, rows, columns, channels = dy.shape
     beyond = ((0, 0), (0, 1), (0, 1), (0, 0))
     dy, first = jnp.pad(dy, beyond), jnp.pad(first, beyond, constant_values=-1)
@@ -77,7 +95,4 @@ def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     corners = gather(0, 0, 8) + gather(0, 1, 6) + gather(1, 0, 2) + gather(1, 1, 0)
     odd = jnp.stack([gather(0, 0, 7) + gather(1, 0, 1), corners], 3)
     dx = jnp.stack([even, odd], 2).reshape(batch, 2 * rows, 2 * columns, channels)
-    return (dx[:, : x.shape[1], : x.shape[2]],)
-
-
-_max_pool_slices.defvjp(_max_pool_forward, _max_pool_backward)
+    return dx[:, : x.shape[1], : x.shape[2]]

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from resnest_jax.models.layers.linear import tangent_of
+
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 ROTATED = [4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
 # Per chunk; it does not depend on the number of cores, as sums would then round differently.
@@ -28,25 +30,42 @@ def exists(kernel_shape: tuple[int, ...], strides: int, dilation: int) -> bool:
     return kernel_shape[:2] == (3, 3) and strides == dilation == 1
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
     """Convolve (B, H, W, C_in) with (3, 3, C_in / groups, C_out); stride and padding 1."""
-    return _conv3x3_forward(x, kernel, groups)[0]
+    return convolve(x, _transform(kernel, groups))
 
 
-def _conv3x3_forward(x: jax.Array, kernel: jax.Array, groups: int) -> tuple:
-    kernels = [transform_kernel(part) for part in jnp.split(kernel, groups, -1)]
-    return convolve(x, kernels), (x, kernels)
+def _conv3x3_jvp(groups: int, primals: tuple, tangents: tuple) -> tuple:
+    x, kernel = primals
+
+    def of_x(*args: jax.Array) -> jax.Array:
+        *kernels, dx = args
+        return convolve(dx, kernels)
+
+    def x_gradient(*args: jax.Array) -> jax.Array:
+        *kernels, dy = args
+        # A reversed kernel has the same 16 sums, the first and the last of each axis swapped.
+        rotated = [jnp.concatenate([k[i : i + 1] for i in ROTATED]).swapaxes(1, 2) for k in kernels]
+        return convolve(dy, rotated)
+
+    def of_kernel(x: jax.Array, dkernel: jax.Array) -> jax.Array:
+        return convolve(x, _transform(dkernel, groups))
+
+    y = conv3x3(x, kernel, groups)
+    dx, dkernel = tangents
+    return y, tangent_of(
+        y,
+        (of_x, x_gradient, _transform(kernel, groups), dx),
+        (of_kernel, partial(kernel_gradient, groups=groups), (x,), dkernel),
+    )
 
 
-def _conv3x3_backward(groups: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernels = saved
-    # A reversed kernel has the same 16 sums, the first and the last of each axis swapped.
-    rotated = [jnp.concatenate([k[i : i + 1] for i in ROTATED]).swapaxes(1, 2) for k in kernels]
-    return convolve(dy, rotated), kernel_gradient(x, dy, groups)
+conv3x3.defjvp(_conv3x3_jvp, symbolic_zeros=True)
 
 
-conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+def _transform(kernel: jax.Array, groups: int) -> list[jax.Array]:
+    return [transform_kernel(part) for part in jnp.split(kernel, groups, -1)]
 
 
 def transform_kernel(kernel: Kernel) -> Kernel:

@@ -1,0 +1,113 @@
+"""Derivatives of both modes against those of XLA's own operations and against differences."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnest_jax
+from resnest_jax.models.layers.convolution import conv2d
+from resnest_jax.models.layers.pooling import max_pool
+
+TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 3}
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    """Compute in float64, so that differences between two algorithms are seen."""
+    with jax.enable_x64(True):
+        yield
+
+
+def layers(implementation, x, kernel):
+    """Convolve and pool: by one implementation, or by XLA's own operations."""
+    if implementation == "xla":
+        x = conv2d(x, kernel, groups=2, implementation="grouped")
+        return nn.max_pool(jnp.sin(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x = conv2d(x, kernel, groups=2, implementation=implementation)
+    return max_pool(jnp.sin(x), "cpu")
+
+
+def derivatives(implementation, x, kernel, dx, dkernel):
+    """Return derivatives of first and second order, in every order of the two modes."""
+    primals, tangents = (x, kernel), (dx, dkernel)
+
+    def loss(x, kernel):
+        return (layers(implementation, x, kernel) ** 2).sum()
+
+    def directional(*primals):
+        return jax.jvp(loss, primals, tangents)[1]
+
+    def along_gradient(*primals):
+        gradients = jax.grad(loss, (0, 1))(*primals)
+        return sum(jnp.vdot(g, t) for g, t in zip(gradients, tangents, strict=True))
+
+    gradient = jax.grad(jax.checkpoint(loss), (0, 1))
+    return {
+        "forward": jax.jvp(partial(layers, implementation, x), (kernel,), (dkernel,)),
+        "forward over reverse": jax.jvp(gradient, primals, tangents),
+        "reverse over forward": jax.grad(directional, (0, 1))(*primals),
+        "reverse over reverse": jax.grad(along_gradient, (0, 1))(*primals),
+        "per image": jax.vmap(jax.grad(loss, 1), (0, None))(x[:, None], kernel),
+        "per kernel": jax.vmap(jax.grad(loss), (None, 0))(x, jnp.stack([kernel, dkernel])),
+    }
+
+
+@pytest.mark.parametrize("implementation", ["winograd", "split,split,winograd"])
+def test_layers_have_every_derivative(implementation):
+    rng = np.random.default_rng(0)
+    shapes = ((2, 6, 5, 4), (3, 3, 2, 6)) * 2
+    arguments = [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
+    ours, expected = (
+        jax.jit(partial(derivatives, name))(*arguments) for name in (implementation, "xla")
+    )
+    for name, value in expected.items():
+        close = partial(np.testing.assert_allclose, rtol=1e-9, err_msg=name)
+        jax.tree.map(close, ours[name], value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"planes": (64, 64, 64, 64), "remat": (1, 2)},
+        {"radix": 1, "cardinality": 2, "output_stride": 8, "drop_block": 0.1, "drop_path": 0.1},
+        {"radix": 0, "attention": "sk", "deep_stem": False, "dtype": "bfloat16"},
+    ],
+    ids=["winograd", "dilated", "sk"],
+)
+def test_models_have_forward_mode(fields):
+    model = resnest_jax.create_model("resnest14", **TINY | fields)
+    images = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def loss(variables, images):
+        rngs = {"dropout": jax.random.key(0)}
+        logits, _ = model.apply(variables, images, True, mutable=["batch_stats"], rngs=rngs)
+        return (logits**2).sum()
+
+    def products(variables, images):
+        gradient = jax.grad(loss)
+        return jax.jvp(gradient, (variables, images), (variables, images))[1]
+
+    assert jax.tree.structure(jax.eval_shape(products, variables, images)) == jax.tree.structure(
+        variables
+    )
+
+
+def test_derivative_of_logits_is_that_of_differences():
+    model = resnest_jax.create_model("resnest14", **TINY, dtype="float64")
+    rng = np.random.default_rng(0)
+    images, slope = (jnp.asarray(rng.standard_normal((1, 32, 32, 3))) for _ in range(2))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def logits(t):
+        return model.apply(variables, images + t * slope)
+
+    forward = jax.jit(lambda t: jax.jvp(logits, (t,), (1.0,)))
+    step = 1e-6
+    before, after = (forward(0.3 + sign * step)[0] for sign in (-1, 1))
+    expected = (after - before) / (2 * step)
+    np.testing.assert_allclose(forward(0.3)[1], expected, rtol=1e-5, atol=1e-7)
