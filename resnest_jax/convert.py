@@ -3,7 +3,7 @@
     python -m resnest_jax.convert --model=resnest50 --input=resnest50-528c19ca.pth --output=weights
     python -m resnest_jax.convert --input=runs/digits --output=digits.safetensors
 
-The input is a .safetensors, .pth or .pt file, the workdir of a run or a directory that this
+The input is a file of safetensors or PyTorch, the workdir of a run or a directory that this
 command wrote; a directory holds the name of its model. The output is such a file, or without a
 suffix such a directory: model.json and an Orbax checkpoint of params and batch_stats.
 ``resnest_jax.load_pretrained`` reads all of them. Directories (classes.json) and .safetensors (its

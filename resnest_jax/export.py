@@ -4,7 +4,7 @@
     python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.stablehlo
     python -m resnest_jax.export --weights=runs/digits --output=digits.stablehlo
 
-FILE is a source for ``resnest_jax.load_pretrained``: .safetensors, .pth, or the directory of a run,
+FILE is a source for ``resnest_jax.load_pretrained``: a file, or the directory of a run,
 which names its model. Both formats have the weights inside and the batch norms folded, and take any
 batch size B; the images have the size of the model's published test, or of the run.
 

@@ -1,12 +1,10 @@
-"""Read and write weights: .safetensors, .pth, and directories of weights."""
+"""Read and write weights: files of safetensors or PyTorch, and directories of weights."""
 
-import importlib
-import io
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,22 @@ import numpy as np
 from resnest_jax.errors import InputError, one_line
 from resnest_jax.files import write_atomic, write_json, writing
 from resnest_jax.weights.card import METADATA, Card, write_card
+from resnest_jax.weights.packages import import_package
+from resnest_jax.weights.torch_files import read_torch, write_torch
 
 StateDict = dict[str, np.ndarray]
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt")  # of files to write
+
+MAX_HEADER = 100_000_000  # bytes, of safetensors; its length is the first number
+
+# Files that people have in place of weights: how they begin, in lower case, and what to do.
+OTHER_FILES = {
+    "a Git LFS pointer": ((b"version https://git-lfs",), "run git lfs pull"),
+    "a web page": ((b"<!doctype", b"<html", b"<?xml"), "fetch the file itself"),
+    "an HDF5 file": ((b"\x89hdf",), "these networks have no weights of Keras"),
+    "a gzip archive": ((b"\x1f\x8b",), "unpack it first"),
+}
 
 # A directory of weights: the model as in a run's config, and an Orbax checkpoint.
 MODEL_FILE = "model.json"
@@ -25,15 +35,12 @@ WEIGHTS_FOLDER = "weights"
 
 
 def read_file(path: Path) -> StateDict:
-    """Read the state dictionary in a .safetensors, .pth or .pt file.
+    """Read the state dictionary in a file of safetensors or of PyTorch, whatever its name.
 
     Raises:
-      InputError: if the file is broken or of another format.
+      InputError: if the file is broken or of another format, which the message names.
     """
-    check_suffix("weights", path)
-    state_dict = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    # A data-parallel PyTorch model adds the prefix.
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+    return _read_safetensors(path) if _kind(path) == "safetensors" else read_torch(path)
 
 
 def write_file(path: Path, state_dict: StateDict, card: Card | None = None) -> None:
@@ -43,24 +50,21 @@ def write_file(path: Path, state_dict: StateDict, card: Card | None = None) -> N
       InputError: if the path has another suffix or cannot be written.
     """
     check_suffix("path", path)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         safetensors = import_package("safetensors.numpy", "safetensors")
         # Without the format, transformers refuses the file.
         facts = card.to_dict() if card else {}
         metadata = {METADATA: json.dumps(facts)} if facts else {}
         content = safetensors.save(state_dict, metadata={"format": "pt", **metadata})
     else:
-        torch = _import_torch()
-        buffer = io.BytesIO()
-        torch.save({key: torch.tensor(value) for key, value in state_dict.items()}, buffer)
-        content = buffer.getbuffer()
+        content = write_torch(state_dict)
     with writing("weights", path):
         write_atomic(path, content)
 
 
 def check_suffix(field: str, path: Path) -> None:
     """Raise InputError if the path does not end like a file of weights."""
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{field} must end in one of {', '.join(SUFFIXES)}; got {field} {path}")
 
 
@@ -178,38 +182,56 @@ def write_directory(
             raise
 
 
-def import_package(module: str, requirement: str) -> ModuleType:
-    """Import an optional package.
+def _kind(path: Path) -> str:
+    """Return ``torch`` or ``safetensors``, by the content of a file.
 
     Raises:
-      InputError: if it is not installed; the message says how to install it.
+      InputError: if it is neither; the message says what it is.
     """
     try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"this needs {module}: pip install '{requirement}'") from None
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {error.strerror or error}") from error
+    text = start.lstrip().lower()
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < MAX_HEADER:
+        return "safetensors"
+    if start.startswith(b"PK\x03\x04"):
+        _check_zip(path)
+        return "torch"
+    if start.startswith(b"\x80"):  # a pickle, PyTorch's format before 1.6
+        return "torch"
+    for other, (beginnings, remedy) in OTHER_FILES.items():
+        if text.startswith(beginnings):
+            raise InputError(f"weights {path} is {other}, not a file of weights: {remedy}")
+    if text and path.suffix.lower() in (".pth", ".pt", ".tar"):  # older formats
+        return "torch"
+    problem = "holds neither safetensors nor a PyTorch checkpoint" if text else "is empty"
+    raise InputError(f"weights {path} {problem}; fetch the file again")
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        raise InputError(f"weights {path} is damaged or cut off; fetch the file again") from None
+    if not any(name.endswith("data.pkl") for name in names):
+        raise InputError(
+            f"weights {path} is a zip archive of {', '.join(names[:3]) or 'nothing'}, not a "
+            "PyTorch checkpoint; unpack it first"
+        )
 
 
 def _read_safetensors(path: Path) -> StateDict:
-    safetensors = import_package("safetensors.numpy", "safetensors")
+    safetensors = import_package("safetensors", "safetensors")
     try:
-        return safetensors.load_file(path)
-    except Exception as error:  # its own SafetensorError, or a dtype that NumPy does not have
-        raise InputError(f"weights {path} is not a safetensors file: {one_line(error)}") from error
-
-
-def _read_torch(path: Path) -> StateDict:
-    torch = _import_torch()
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-        return {key: value.detach().float().numpy() for key, value in content.items()}
-    except Exception as error:  # a broken file, one with code inside, values that are not tensors
+        with safetensors.safe_open(path, "np") as file:
+            dtypes = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        # NumPy alone has no bfloat16.
+        with safetensors.safe_open(path, "flax" if "BF16" in dtypes else "np") as file:
+            return {key: np.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # its own SafetensorError, or a dtype that JAX does not have
         raise InputError(
-            f"weights {path} is not a state dictionary of tensors: "
-            f"{type(error).__name__}"  # PyTorch's message advises to run the code
+            f"weights {path} is no whole safetensors file: {one_line(error)}"
         ) from error
-
-
-def _import_torch() -> ModuleType:
-    return import_package("torch", "resnest_jax[torch]")

@@ -22,7 +22,7 @@ from resnest_jax.weights.formats import (
     write_file,
 )
 from resnest_jax.weights.published import check_published, fetch
-from resnest_jax.weights.torch_names import from_torch, to_torch, torch_entries
+from resnest_jax.weights.torch_names import from_torch, strip_prefix, to_torch, torch_entries
 
 HEAD = ("fc.weight", "fc.bias")
 
@@ -48,10 +48,12 @@ def load_pretrained(
 
     Args:
       name: name for ``create_model``; None if the source is a directory, which holds the name.
-      source: a .safetensors file, a .pth or .pt file (needs PyTorch), the workdir of a run or a
+      source: a file of safetensors or PyTorch (needs it) of any name, the workdir of a run or a
         directory that ``resnest_jax.convert`` wrote. None downloads the published ImageNet weights
         from the Hugging Face hub, or finds them in its cache. A file named as the authors published
-        it is checked against the hash in its name.
+        it is checked against the hash in its name. Training checkpoints of PyTorch are read without
+        running code, see ``torch_files.PLACES``; prefixes of the names, such as ``module.`` or
+        ``model.``, are removed.
       checkpoint: of a run, ``last``, ``best`` or a step.
       in_channels: channels of the images; None is the number of the file.
       rng: key for a new head; None is ``jax.random.key(0)``.
@@ -59,8 +61,8 @@ def load_pretrained(
 
     Raises:
       InputError: if the model or file does not exist, the file is broken, entries are missing,
-        unknown or of another shape (all are named), or the weights cannot be fetched (the message
-        says which file to fetch by hand).
+        unknown or of another shape (the first are named), values are integers, NaN or infinite, or
+        the weights cannot be fetched (the message says which file to fetch by hand).
     """
     description, state_dict = read_weights(
         name, fetch(name) if source is None else source, checkpoint
@@ -131,7 +133,7 @@ def read_weights(
     if name is None:
         raise InputError(f"model is missing: the name of the model whose weights {path} holds")
     check_published(name, path)
-    state_dict = read_file(path)
+    state_dict = strip_prefix(read_file(path))
     return {"name": name, "num_classes": _num_classes(state_dict)}, state_dict
 
 

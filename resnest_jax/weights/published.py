@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resnest_jax.errors import InputError, one_line
-from resnest_jax.weights.formats import import_package
+from resnest_jax.weights.packages import import_package
 
 HUB_FILE = "model.safetensors"
 RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"

@@ -9,6 +9,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import ResNeSt
+from resnest_jax.weights.checks import check_numbers
 
 BATCH_NORM = (
     ("weight", "params", "scale"),
@@ -16,6 +17,7 @@ BATCH_NORM = (
     ("running_mean", "batch_stats", "mean"),
     ("running_var", "batch_stats", "var"),
 )
+FIRST_BLOCK = "layer1.0."
 COUNTER = "num_batches_tracked"  # in every torch batch norm; flax has no counterpart
 
 
@@ -107,7 +109,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict[str
       model: the model of the entries.
 
     Raises:
-      InputError: if entries are missing, unknown or of another shape; all are named.
+      InputError: if entries are missing, unknown or of another shape, the first of which are named,
+        or hold integers, NaN or infinity.
     """
     entries = dict(torch_entries(model))
     arrays = {key: np.asarray(value) for key, value in state_dict.items()}
@@ -125,8 +128,9 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict[str
                 misshapen.append(f"{key} is {arrays[key].shape}, expected {expected}")
     if missing or extra or misshapen:
         problems = {"missing": missing, "unknown": extra, "misshapen": misshapen}
-        lists = (f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        lists = (f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
         raise InputError(f"the state dictionary does not fit the model; {'; '.join(lists)}")
+    check_numbers({key: arrays[key] for key in wanted}, "the state dictionary")
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for path, array in flat.items():
         node = variables
@@ -154,9 +158,29 @@ def to_torch(variables: Mapping[str, Any], model: ResNeSt) -> dict[str, np.ndarr
         else:
             state_dict[key] = _to_torch_layout(np.asarray(leaves.pop(path)))
     if leaves:
-        names = ", ".join("/".join(path) for path in leaves)
+        names = _few(["/".join(path) for path in leaves])
         raise InputError(f"the variables do not fit the model: unexpected entries {names}")
     return state_dict
+
+
+def strip_prefix(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Remove what wrappers put before the names of the network, as ``module.`` or ``model.``.
+
+    Raises:
+      InputError: if it holds several networks.
+    """
+    blocks = [key.partition(FIRST_BLOCK) for key in state_dict]
+    prefixes = {start for start, found, _ in blocks if found and (not start or start[-1] == ".")}
+    if len(prefixes) > 1:
+        names = ", ".join(repr(prefix) for prefix in sorted(prefixes))
+        raise InputError(f"the state dictionary holds several networks, under {names}; keep one")
+    prefix = prefixes.pop() if prefixes else ""
+    return {key.removeprefix(prefix): value for key, value in state_dict.items()}
+
+
+def _few(names: list[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _by_path(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
