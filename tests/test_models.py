@@ -12,6 +12,7 @@ import resnest_jax
 from resnest_jax.errors import InputError
 from resnest_jax.models import __main__ as models_command
 from resnest_jax.models import zoo
+from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.regularization import DropBlock, drop_path
 from resnest_jax.weights import torch_names
@@ -387,3 +388,50 @@ def test_frozen_stages_keep_their_statistics_and_get_no_gradient():
     )
     np.testing.assert_array_equal(trained["c2"], evaluated["c2"])
     assert (trained["c3"] != evaluated["c3"]).any()
+
+
+def test_numpy_numbers_are_numbers():
+    fields = {"num_classes": np.int64(3), "planes": np.full(4, 8), "dropout": np.float32(0.25)}
+    plain = {"num_classes": 3, "planes": (8, 8, 8, 8), "dropout": 0.25}
+    made = resnest_jax.create_model("resnest14", **fields)
+    assert made == resnest_jax.create_model("resnest14", **plain)
+    assert hash(made) == hash(resnest_jax.create_model("resnest14", **plain))
+
+
+@pytest.mark.parametrize("attention", ["split", "sk"])
+def test_empty_batch_gives_no_logits(attention):
+    fields = SMALL | ({"radix": 0, "avd": False} if attention == "sk" else {})
+    model = resnest_jax.create_model("resnest14", **fields, attention=attention)
+    images = jnp.zeros((0, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert jax.eval_shape(model.apply, variables, images).shape == (0, model.num_classes)
+    with pytest.raises(InputError, match="batch size of at least 2"):
+        jax.eval_shape(partial(model.apply, train=True, mutable="batch_stats"), variables, images)
+
+
+def test_variables_are_float32_under_x64():
+    with jax.enable_x64(True):
+        for dtype in (jnp.float32, jnp.float64):
+            variables = init_shapes(resnest_jax.create_model("resnest14", **SMALL, dtype=dtype))
+            assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_nan_in_weights_is_seen_in_logits():
+    """XLA's maximum on CPU turned it into zeros after the last block."""
+    model = resnest_jax.create_model("resnest14", **SMALL)
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), init_shapes(model))
+    apply = jax.jit(model.apply)
+    for name in ("bn1", "bn3"):
+        broken = jax.tree.map(np.copy, variables)
+        broken["params"]["stage4_block1"][name]["scale"] *= np.nan
+        assert jnp.isnan(apply(broken, images)).all(), name
+
+
+def test_relu_is_that_of_jax():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.inf, -jnp.inf])
+    for ours, expected in (
+        (relu(x), jax.nn.relu(x)),
+        (jax.vmap(jax.grad(relu))(x), jax.vmap(jax.grad(jax.nn.relu))(x)),
+    ):
+        np.testing.assert_array_equal(ours, expected)

@@ -15,6 +15,7 @@ from resnest_jax.models.layers.cardinality_major import (
     input_permutation,
 )
 from resnest_jax.models.layers.convolution import conv2d
+from resnest_jax.models.layers.split_attention import radix_softmax
 
 
 def randomize(variables, seed=0):
@@ -113,3 +114,13 @@ def test_radix_that_does_not_divide_is_named():
         SplitAttention(48, radix=3).init(jax.random.key(0), x)
     with pytest.raises(InputError, match=r"radix >= 1.*got radix 0"):
         SplitAttention(16, radix=0).init(jax.random.key(0), x)
+
+
+def test_attention_in_bfloat16_is_rounded_once():
+    gate = 8 * jax.random.normal(jax.random.key(0), (4, 1, 1, 48), jnp.bfloat16)
+    z = np.asarray(gate, np.float64).reshape(4, 2, 3, 8)
+    expected = np.exp(z) / np.exp(z).sum(2, keepdims=True)
+    attention = radix_softmax(gate, 3, 2)
+    assert attention.dtype == jnp.bfloat16
+    ours = np.asarray(attention, np.float64).reshape(4, 3, 2, 8).swapaxes(1, 2)
+    np.testing.assert_allclose(ours, expected, rtol=2**-8)

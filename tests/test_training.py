@@ -1,8 +1,10 @@
 """The step, its parts and the loop."""
 
+import dataclasses
 import json
 import math
 import shutil
+from types import SimpleNamespace
 from typing import cast
 
 import helpers
@@ -13,7 +15,7 @@ import optax
 import pytest
 from helpers import with_whole_run
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from small_net import small_task
+from small_net import SmallNet, small_task
 
 import resnest_jax
 from resnest_jax import recipe, runs
@@ -21,6 +23,7 @@ from resnest_jax.errors import DivergenceError, InputError
 from resnest_jax.tasks.classification import evaluate
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.training.loop import fit
 from resnest_jax.training.metric_writer import MetricsWriter, read_metrics
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.run import Run, TrainOptions
@@ -251,6 +254,28 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path):
     assert len(written["records"]) == 240
     for line in read_metrics(tmp_path):
         assert all(math.isfinite(value) for value in line.values())
+
+
+class BrokenStatistics(Classification):
+    """Running statistics become NaN; the loss and the gradients do not depend on them."""
+
+    def loss(self, *args):
+        loss, aux = super().loss(*args)
+        norm = aux.batch_stats["bn2"]
+        broken = {"bn2": norm | {"mean": norm["mean"] * math.nan}}
+        return loss, aux._replace(batch_stats=aux.batch_stats | broken)
+
+
+def test_statistics_that_are_not_finite_are_named(tmp_path):
+    task = BrokenStatistics(SmallNet(), 10, 32)
+    batches = SimpleNamespace(
+        train=lambda start_step: (random_batch(32) for _ in range(10)),
+        train_keys=lambda step: ["a", "b", "c"],
+    )
+    run = dataclasses.replace(make_run(task, optax.sgd(0.1), log_every=2), batches=batches)
+    with pytest.raises(DivergenceError, match="step 2: batch_stats/bn2/mean is nan; its 3 records"):
+        fit(run, SimpleNamespace(any=lambda: False), tmp_path)
+    assert json.loads((tmp_path / "divergence_0.json").read_text())["step"] == 2
 
 
 @pytest.mark.parametrize(

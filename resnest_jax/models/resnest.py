@@ -11,6 +11,7 @@ from flax.typing import Dtype
 from jax import lax
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.attention_units import SelectiveKernel, SqueezeExcitation
 from resnest_jax.models.layers.convolution import Conv, check_implementation, uniform_init
 from resnest_jax.models.layers.normalization import MODES, BatchNorm
@@ -43,7 +44,7 @@ class Stem(nn.Module):
             layers = [(self.width // 2, 3, 2), (self.width // 2, 3, 1), (self.width, 3, 1)]
         for i, (features, kernel_size, strides) in enumerate(layers, 1):
             x = self.conv(features, kernel_size=kernel_size, strides=strides, name=f"conv{i}")(x)
-            x = nn.relu(self.norm(name=f"bn{i}")(x, train))
+            x = relu(self.norm(name=f"bn{i}")(x, train))
         return x
 
 
@@ -85,7 +86,7 @@ class Bottleneck(nn.Module):
             return DropBlock(self.drop_block)(x, train, progress)
 
         out = self.norm(name="bn1")(self.conv(self.width, name="conv1")(x), train)
-        out = nn.relu(drop_block(out))
+        out = relu(drop_block(out))
         if self.avd and self.avd_first:
             out = average_pool(out, self.strides, self.platform)
         out = drop_block(self._spatial(out, train))
@@ -96,7 +97,7 @@ class Bottleneck(nn.Module):
         if self.attention == "se":
             out = SqueezeExcitation(conv=self.conv, name="se")(out)
         out = drop_path(self.drop_path)(drop_block(out), deterministic=not train)
-        return nn.relu(out + self._shortcut(x, train))
+        return relu(out + self._shortcut(x, train))
 
     def _spatial(self, x: jax.Array, train: bool) -> jax.Array:
         strides = 1 if self.avd else self.strides
@@ -107,7 +108,7 @@ class Bottleneck(nn.Module):
         settings["kernel_size"] = 3
         if self.radix == 0:
             x = self.conv(self.width, **settings, groups=self.cardinality, name="conv2")(x)
-            return nn.relu(self.norm(name="bn2")(x, train))
+            return relu(self.norm(name="bn2")(x, train))
         return SplitAttention(
             self.width,
             self.radix,
@@ -293,9 +294,9 @@ def stage_of(block: str) -> int:
 
 
 def _check_images(images: jax.Array) -> None:
-    if images.ndim != 4 or min(images.shape[1:3]) < MIN_SIZE:
+    if images.ndim != 4 or min(images.shape[1:3]) < MIN_SIZE or not images.shape[3]:
         raise InputError(
-            f"images must be (B, H, W, C) with H, W >= {MIN_SIZE}; got shape {images.shape}"
+            f"images must be (B, H, W, C) with H, W >= {MIN_SIZE}, C >= 1; got shape {images.shape}"
         )
 
 

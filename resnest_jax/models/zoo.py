@@ -5,6 +5,8 @@ import difflib
 import re
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import ResNeSt
 
@@ -135,9 +137,15 @@ def create_model(name: str, **fields: Any) -> ResNeSt:
     known = [f.name for f in dataclasses.fields(ResNeSt) if f.name not in ("parent", "name")]
     if unknown := sorted(set(fields) - set(known)):
         raise InputError(f"unknown model field {', '.join(unknown)}; there are {', '.join(known)}")
-    # Configs may hold lists; a Flax module must be hashable.
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    fields = {field: _plain(value) for field, value in fields.items()}
     return ResNeSt(**preset | fields)
+
+
+def _plain(value: Any) -> Any:
+    """Make lists of configs tuples, which a Flax module can hash, and NumPy's numbers Python's."""
+    if isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1:
+        return tuple(_plain(element) for element in value)
+    return value.item() if isinstance(value, np.number) else value
 
 
 def _fields_of(name: str) -> dict[str, Any]:

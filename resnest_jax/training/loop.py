@@ -4,9 +4,11 @@ import contextlib
 import math
 import signal
 import time
+from functools import reduce
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnest_jax.errors import DivergenceError, PreemptedError
@@ -19,7 +21,7 @@ from resnest_jax.training.metric_writer import MetricsWriter, ProgressMeter, rea
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState, abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step
-from resnest_jax.training.task import Metrics
+from resnest_jax.training.task import Metrics, PyTree
 
 
 def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
@@ -61,6 +63,7 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                 console.restart(step)
             if step % options.log_every == 0 or ends:
                 values, rate = window.close(step)
+                window.check_statistics(step, state.batch_stats)
                 writer.write(step, values)
                 shown = {"loss": f"{values['loss']:.4f}"}
                 if math.isfinite(rate):  # not that of the step that compiled
@@ -148,6 +151,15 @@ class _Window:
         values = {name: float(value) for name, value in values.items()}
         return {"epoch": self.epoch(step), **values, "learning_rate": learning_rate}, rate
 
+    def check_statistics(self, step: int, batch_stats: PyTree) -> None:
+        """Raise DivergenceError if running statistics, which no loss uses, are not finite."""
+        if bool(jax.device_get(_all_finite(batch_stats))):
+            return
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(batch_stats))
+        path, leaf = next((path, leaf) for path, leaf in leaves if not np.isfinite(leaf).all())
+        name = "/".join(part.key for part in path)
+        raise self._diverged(step, {f"batch_stats/{name}": leaf[~np.isfinite(leaf)][0]})
+
     def _read(self) -> None:
         if self._pending is None:
             return
@@ -172,6 +184,12 @@ class _Window:
             "--from_step=STEP_OF_A_CHECKPOINT and, for example, a lower "
             "--config.optimizer.base_learning_rate"
         )
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> jax.Array:
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return reduce(jnp.logical_and, finite, jnp.array(True))
 
 
 def _summarise(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict:

@@ -144,7 +144,7 @@ def _num_classes(state_dict: StateDict) -> int:
 
 def _adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Adapt the first kernel, OIHW, to a number of channels, see ``load_pretrained``."""
-    if not isinstance(channels, int) or channels < 1:
+    if not isinstance(channels, int | np.integer) or channels < 1:
         raise InputError(f"in_channels must be a positive integer; got {channels!r}")
     kernel = np.asarray(kernel, np.float32)
     if kernel.ndim != 4 or kernel.shape[1] == channels:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.convolution import Conv
 from resnest_jax.models.layers.normalization import BatchNorm
 
@@ -26,7 +27,7 @@ class SqueezeExcitation(nn.Module):
         channels = x.shape[-1]
         gate = jnp.mean(x, (1, 2), keepdims=True)
         hidden = round_to_eight(channels / self.reduction)
-        gate = nn.relu(self.conv(hidden, use_bias=True, name="fc1")(gate))
+        gate = relu(self.conv(hidden, use_bias=True, name="fc1")(gate))
         gate = self.conv(channels, use_bias=True, name="fc2")(gate)
         return x * nn.sigmoid(gate)
 
@@ -59,13 +60,15 @@ class SelectiveKernel(nn.Module):
                 dilation=i * self.dilation,
                 name=f"conv{i}",
             )(half)
-            paths.append(nn.relu(self.norm(name=f"bn{i}")(y, train)))
+            paths.append(relu(self.norm(name=f"bn{i}")(y, train)))
         gate = jnp.mean(reduce(jnp.add, paths), (1, 2), keepdims=True)
         hidden = round_to_eight(self.features / self.reduction)
         gate = self.conv(hidden, name="conv_reduce")(gate)
-        gate = nn.relu(self.norm(name="bn_reduce")(gate, train))
+        gate = relu(self.norm(name="bn_reduce")(gate, train))
         gate = self.conv(2 * self.features, name="conv_select")(gate)
-        attention = nn.softmax(gate.reshape(-1, 1, 1, 2, self.features), 3)
+        gate = gate.reshape(-1, 1, 1, 2, self.features)
+        wide = gate.astype(jnp.promote_types(gate.dtype, jnp.float32))
+        attention = nn.softmax(wide, 3).astype(gate.dtype)
         weights = [jnp.squeeze(a, 3) for a in jnp.split(attention, 2, 3)]
         return reduce(jnp.add, [path * a for path, a in zip(paths, weights, strict=True)])
 

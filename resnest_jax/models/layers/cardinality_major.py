@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.convolution import Conv
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.split_attention import hidden_width
@@ -26,13 +27,13 @@ class CardinalGroup(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         # U_1 .. U_R: each split transforms its own slice of the input (F_i in the paper).
         u = Conv(self.radix * self.features, kernel_size=3, groups=self.radix, name="conv")(x)
-        u = nn.relu(BatchNorm(name="bn0")(u, train))
+        u = relu(BatchNorm(name="bn0")(u, train))
         u = u.reshape(*u.shape[:3], self.radix, self.features)
         # s: global average pool of the sum of the splits (equation 1).
         s = u.sum(3).mean((1, 2), keepdims=True)
         # G: two dense layers; a: softmax over the splits, per channel (equation 3).
         z = Conv(self.hidden, use_bias=True, name="fc1")(s)
-        z = nn.relu(BatchNorm(name="bn1")(z, train))
+        z = relu(BatchNorm(name="bn1")(z, train))
         z = Conv(self.radix * self.features, use_bias=True, name="fc2")(z)
         z = z.reshape(-1, 1, 1, self.radix, self.features)
         a = nn.softmax(z, 3) if self.radix > 1 else nn.sigmoid(z)

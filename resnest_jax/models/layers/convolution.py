@@ -76,12 +76,12 @@ class Conv(nn.Module):
             x = winograd.convolve(x, [kernel.astype(self.dtype) for kernel in kernels])
         else:
             shape = (self.kernel_size, self.kernel_size, fan_in, self.features)
-            kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+            kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
             settings = (self.strides, self.dilation, self.groups)
             x = conv2d(x, kernel, *settings, self.implementation, self.platform)
         if self.use_bias:
             init = uniform_init(fan_in * self.kernel_size**2)
-            bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
             x = x + bias[None, None, None]
         return x
 

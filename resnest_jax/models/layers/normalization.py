@@ -46,14 +46,14 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels = x.shape[-1:]
         wide = _wide(x)
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         if self.mode == "folded":
             if train:
                 raise InputError("a model with folded batch norms cannot train; train it unfolded")
             return (x.astype(wide) + _along_last(bias, x.ndim)).astype(self.dtype)
-        scale = self.param("scale", self.scale_init, channels)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
 
         shape = x.shape
         if train and self.mode == "batch":

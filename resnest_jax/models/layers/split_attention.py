@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.convolution import Conv
 from resnest_jax.models.layers.normalization import BatchNorm
 
@@ -65,14 +66,14 @@ class SplitAttention(nn.Module):
             groups=self.radix * self.cardinality,
             name="conv",
         )(x)
-        x = nn.relu(self.norm(name="bn0")(x, train))
+        x = relu(self.norm(name="bn0")(x, train))
         splits = jnp.split(x, self.radix, -1)
 
         pooled = jnp.mean(reduce(jnp.add, splits), (1, 2), keepdims=True)
         hidden = hidden_width(self.features, self.radix, self.cardinality, self.reduction)
         dense = {"groups": self.cardinality, "use_bias": True}
         gate = self.conv(hidden, **dense, name="fc1")(pooled)
-        gate = nn.relu(self.norm(name="bn1")(gate, train))
+        gate = relu(self.norm(name="bn1")(gate, train))
         gate = self.conv(self.features * self.radix, **dense, name="fc2")(gate)
         attention = radix_softmax(gate, self.radix, self.cardinality)
         self.sow("intermediates", "attention", attention)
@@ -93,9 +94,10 @@ def radix_softmax(gate: jax.Array, radix: int, cardinality: int) -> jax.Array:
     """Apply softmax over the splits of each cardinal group (equation 4); a sigmoid for one split.
 
     The gate (B, 1, 1, K * R * c) is cardinality-major, as a grouped layer makes it; the result
-    (B, R, K * c) is radix-major, as the feature maps are.
+    (B, R, K * c) is radix-major, as the feature maps are. It is computed in float32 at least.
     """
-    batch = gate.shape[0]
-    gate = gate.reshape(batch, cardinality, radix, -1)
+    batch, channels, dtype = gate.shape[0], gate.shape[-1] // radix, gate.dtype
+    gate = gate.reshape(batch, cardinality, radix, channels // cardinality)
+    gate = gate.astype(jnp.promote_types(dtype, jnp.float32))
     gate = nn.softmax(gate, 2) if radix > 1 else nn.sigmoid(gate)
-    return gate.swapaxes(1, 2).reshape(batch, radix, -1)
+    return gate.swapaxes(1, 2).reshape(batch, radix, channels).astype(dtype)

@@ -148,11 +148,11 @@ def outputs(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Transform the products (16, tiles, C) to (B, H, W, C), joining the 2x2 outputs of tiles."""
     batch, height, width, _ = shape
     rows, columns = -(-height // 2), -(-width // 2)
-    a, b, c, d = y.reshape(4, 4, batch, rows, columns, -1)
+    a, b, c, d = y.reshape(4, 4, batch, rows, columns, y.shape[-1])
     y = jnp.stack([a + b + c, b - c - d], 3)  # (4, B, rows, 2, columns, C)
     a, b, c, d = y
     y = jnp.stack([a + b + c, b - c - d], 4)  # (B, rows, 2, columns, 2, C)
-    return y.reshape(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
+    return y.reshape(batch, 2 * rows, 2 * columns, y.shape[-1])[:, :height, :width]
 
 
 def output_tiles(dy: jax.Array) -> jax.Array:
