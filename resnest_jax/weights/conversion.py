@@ -39,7 +39,7 @@ def convert(
       InputError: if the source does not hold the model, or the output has another suffix, exists
         or cannot be written.
     """
-    if output.suffix not in (*SUFFIXES, ""):
+    if output.suffix.lower() not in (*SUFFIXES, ""):
         raise InputError(
             f"output must end in one of {', '.join(SUFFIXES)}, or have no suffix: a directory; "
             f"got {output}"

@@ -16,6 +16,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from onnx import ModelProto
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.layers.activation import relu
 from resnest_jax.weights.onnx_graph import (
     BATCH,
     Graph,
@@ -82,6 +83,8 @@ def _translate(
 def _apply(graph: Graph, eqn: JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
     """Return the results of one equation; those of constants are constants."""
     name, results = eqn.primitive.name, None
+    if name == "jit" and eqn.params["name"] == relu.__name__:
+        return [_unary("Relu", graph, eqn, cast(Tensor, inputs[0]))]
     if name in CALLS:
         function = eqn.params[CALLS[name]]
         return _translate(graph, function.jaxpr, function.consts, inputs)
