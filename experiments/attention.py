@@ -22,7 +22,8 @@ from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic
 from resnest_jax.models.inputs import normalize
 from resnest_jax.models.resnest import ResNeSt, stage_of
-from resnest_jax.training.checkpoints import find_step, restore_variables, state_folder
+from resnest_jax.training.checkpoints import find_step, state_folder
+from resnest_jax.training.variables import restore_variables
 from resnest_jax.workdir import load_config
 
 FLAGS = flags.FlagValues()
@@ -213,7 +214,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
 def main(_: list[str]) -> None:
     """Analyse the run."""
     workdir = Path(WORKDIR.value).expanduser()
-    run = recipe.build(load_config(workdir))
+    run = recipe.build(load_config(workdir), training=False)
     step = find_step(workdir, CHECKPOINT.value, run.task.best_metric)
     variables = restore_variables(state_folder(workdir, step))
     names = run.batches.class_names

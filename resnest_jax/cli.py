@@ -1,12 +1,15 @@
 """Start-up and error reporting of the commands."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import logging as standard_logging
 import os
 import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,8 +40,8 @@ def run(
 ) -> None:
     """Run a command; print known errors as one line on stderr, with exit code 1.
 
-    After SIGTERM the exit code is 143, after Control-C 130. The user's cache directory keeps
-    compiled programs.
+    After SIGTERM the exit code is 143, after Control-C 130. After an error the process ends at
+    once, whatever threads there are. The user's cache directory keeps compiled programs.
 
     Args:
       main: the command; it gets the arguments that are not flags, and returns the exit code.
@@ -49,20 +52,23 @@ def run(
     try:
         app.run(main, flags_parser=partial(_parse, command=command, arguments=arguments))
     except PreemptedError as error:
-        print(f"stopped: {error}", file=sys.stderr, flush=True)
-        sys.exit(128 + error.received)
+        code = 128 + error.received
+        if jax.distributed.is_initialized():  # the others stop too: a normal exit waits for them
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            sys.exit(code)
+        _leave(f"stopped: {error}", code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(128 + signal.SIGINT)
+        _leave("interrupted", 128 + signal.SIGINT)
     except (InputError, DivergenceError, StorageError) as error:
         fail(error)
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        fail(
-            "another process of the run failed or was killed; run the same command again to "
-            f"resume from the last checkpoint ({error})"
-        )
+    except Exception as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+        if lost and "RESOURCE_EXHAUSTED" not in str(error):
+            fail(
+                "another process of the run failed or was killed; run the same command again to "
+                f"resume from the last checkpoint ({error})"
+            )
+        _leave(traceback.format_exc(), 1)
 
 
 def set_up_jax() -> None:
@@ -104,10 +110,31 @@ def _keep_memory() -> None:
 
 def fail(error: object) -> NoReturn:
     """Print the error as one line and exit with code 1."""
-    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(1)  # a normal exit waits for processes that may be gone
-    sys.exit(1)
+    _leave(f"error: {one_line(error)}", 1)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """Print the message on stderr and end the process.
+
+    A normal exit waits for threads of libraries, which may never end, and for other processes of
+    the run, which may be gone.
+    """
+    print(message, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe
+            stream.flush()
+    os._exit(code)
+
+
+def _silence_libraries() -> None:
+    """Let only this module print errors.
+
+    Orbax raises what goes wrong while it writes, but also prints it, as do the event loop and the
+    callbacks that it uses, up to a thousand lines on a full disk.
+    """
+    logging.set_verbosity(logging.FATAL)
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+    sys.unraisablehook = lambda _: None  # of callbacks
 
 
 def define_checkpoint(command: flags.FlagValues) -> flags.FlagHolder[str]:
@@ -204,8 +231,7 @@ def _parse(argv: list[str], command: flags.FlagValues, arguments: bool) -> list[
         if isinstance(value, ConfigDict):  # it would drop the recipe's other values
             fail(_is_section(f"config.{key}", value))
     if not command["verbosity"].present:
-        # Orbax logs every file that it writes; it and TFDS warn in normal operation.
-        logging.set_verbosity(logging.ERROR)
+        _silence_libraries()
     if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
     return rest

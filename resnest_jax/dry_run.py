@@ -200,14 +200,15 @@ def _measure_step(run: Run, batch: HostBatch, compiled: jax.stages.Compiled) -> 
     if measured:
         state = initial_state(dataclasses.replace(run, pretrained=None))
         full = shard(_fill(abstract_batch(run), batch), run.mesh)
-        times, loss = [], math.nan
+        times = []
         while not times or _agreed(len(times) < 4 and sum(times) < STEP_SECONDS):
             begun = time.perf_counter()
             state, metrics = compiled(state, full)
             loss = float(metrics["loss"])
             times.append(time.perf_counter() - begun)
-        if not math.isfinite(loss):
-            raise InputError(f"the loss of step {len(times)} is {loss}; lower the learning rate")
+            if not math.isfinite(loss):
+                look = "at the learning rate" if times[1:] else "at the data and the first weights"
+                raise InputError(f"the loss of step {len(times)} is {loss}; look {look}")
         seconds = min(times)
     rate = STEP_RATE if measured else STEP_RATE_BOUND
     return {rate: round(run.options.batch_size / seconds, 1), "step_seconds": round(seconds, 3)}

@@ -1,8 +1,11 @@
-"""Local paths, and files written atomically."""
+"""Local paths; files written atomically, and damaged ones kept."""
 
 import contextlib
+import errno
 import json
 import os
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,3 +83,27 @@ def writing(field: str, path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{field} {path} cannot be written: {reason}") from error
+
+
+def make_folder(field: str, path: Path) -> None:
+    """Create a directory, and check that files can be written into it.
+
+    Raises:
+      InputError: if not; the message names the field, the path and the reason.
+    """
+    with writing(field, path):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file; move it away")
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # on a read-only file system this fails
+            pass
+
+
+def put_aside(path: Path, why: str) -> Path:
+    """Rename a file or directory to ``NAME.WHY-TIME``; return the new path.
+
+    Raises:
+      OSError: if it cannot be renamed.
+    """
+    name = f"{path.name}.{why}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return path.rename(path.with_name(name))

@@ -20,12 +20,13 @@ from resnest_jax.training.run import Run, TrainOptions
 TASKS: dict[str, ModuleType] = {"classification": classification}
 
 
-def build(config: ConfigDict, workdir: Path | None = None) -> Run:
+def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = True) -> Run:
     """Check a config and build its run, with its data set opened.
 
     Args:
       config: complete or not, see ``config.complete``.
       workdir: directory for the list of unreadable records; None: any such record is an error.
+      training: the devices must divide the training batch.
 
     Raises:
       InputError: if a key is unknown, a value is out of range, or a file or data set is missing.
@@ -33,6 +34,8 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
     config = complete(config)
     task = TASKS[config.task]
     _check(config)
+    if training:
+        check_batch_size(config.batch_size, config.parallel.accumulate)
     task.check(config)  # first, since preparing a data set is slow
     with main_first():  # it may prepare the data set
         dataset = task.open_dataset(config)
@@ -66,9 +69,6 @@ def _check(config: ConfigDict) -> None:
     ):
         if value < 0:
             raise InputError(f"{field} must not be negative; got {value}")
-    check_batch_size(config.batch_size, config.parallel.accumulate)
-    if config.evaluation.batch_size:
-        check_batch_size(config.evaluation.batch_size, 1, "evaluation.batch_size")
 
 
 def in_steps(name: str, epochs: float, steps: int, steps_per_epoch: float) -> int:

@@ -10,7 +10,7 @@ from resnest_jax import recipe
 from resnest_jax.config import CHANGEABLE, FREE_SECTIONS, complete
 from resnest_jax.errors import StorageError
 from resnest_jax.files import write_json
-from resnest_jax.training.checkpoints import Checkpoints, check_step, latest_step
+from resnest_jax.training.checkpoints import GONE, Checkpoints, check_step, latest_step
 from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.loop import fit
@@ -47,6 +47,8 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
         try:
             return _train(run, config, workdir, from_step)
         except OSError as error:
+            if not workdir.is_dir():
+                raise StorageError(GONE.format(workdir)) from error
             raise StorageError(
                 f"the run in {workdir} stopped: {error}; fix this and run the same command again"
             ) from error
@@ -95,5 +97,9 @@ def parameter_table(run: Run) -> str:
 
 def open_checkpoints(run: Run, config: ConfigDict, workdir: Path) -> Checkpoints:
     """Open the checkpoints of a run, for a ``with`` block."""
-    keep_last = config.checkpoint.keep_last
-    return Checkpoints(workdir, best_metric=run.task.best_metric, keep_last=keep_last)
+    return Checkpoints(
+        workdir,
+        best_metric=run.task.best_metric,
+        keep_last=config.checkpoint.keep_last,
+        config=config.to_dict(),
+    )

@@ -1,17 +1,19 @@
 """The directory of a run: its file names and its config."""
 
 import contextlib
+import functools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from resnest_jax.config import CHANGEABLE, FREE_SECTIONS, complete, flatten
-from resnest_jax.errors import InputError
-from resnest_jax.files import write_json, writing
+from resnest_jax.errors import InputError, one_line
+from resnest_jax.files import make_folder, write_json, writing
 from resnest_jax.lock import one_writer
-from resnest_jax.training.checkpoints import latest_step
+from resnest_jax.training.checkpoints import latest_step, stored_config
 from resnest_jax.training.distributed import is_main
 
 CONFIG = "config.json"
@@ -30,18 +32,22 @@ def claim_workdir(
         another writer.
     """
     with contextlib.ExitStack() as stack:
+        make_folder("workdir", workdir)
         with writing("workdir", workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
             if is_main():
                 stack.enter_context(one_writer(workdir))
             check_workdir(workdir, config, free)
-            if is_main():
+        if is_main():
+            with writing("workdir", workdir / CONFIG):
                 write_json(workdir / CONFIG, complete(config).to_dict())
         yield
 
 
 def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_SECTIONS) -> None:
     """Refuse a directory with checkpoints of another config.
+
+    If the stored config is lost, this says so, and only the shapes of the checkpoints are compared,
+    when they are restored.
 
     Args:
       free: sections and keys that may differ. A folder of images may be elsewhere, too.
@@ -51,7 +57,11 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FRE
     """
     if latest_step(workdir) is None:
         return
-    stored, given = flatten(load_config(workdir)), flatten(complete(config))
+    try:
+        stored, given = flatten(load_config(workdir)), flatten(complete(config))
+    except InputError as error:
+        _tell(f"{error}: the given config is used and stored")
+        return
     changed = [
         f"{key}: stored {stored.get(key)!r}, given {given.get(key)!r}"
         for key in sorted(stored | given)
@@ -69,25 +79,59 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FRE
         )
 
 
+def holds_run(path: Path) -> bool:
+    """Return whether a directory is that of a run, maybe of one that has lost its config."""
+    return (path / CONFIG).is_file() or latest_step(path) is not None
+
+
 def load_config(workdir: Path) -> ConfigDict:
     """Return the completed config of the run in ``workdir``.
 
+    If the file is missing or damaged, this says so and returns the copy in the last checkpoint.
+
     Raises:
-      InputError: if it is missing or not a config.
+      InputError: if neither is there.
     """
-    path = workdir / CONFIG
-    if not path.is_file():
-        raise InputError(f"workdir {workdir} holds no run: there is no {path}")
-    remedy = f"restore {path} or use another workdir"
+    try:
+        return _read_config(workdir / CONFIG)
+    except InputError as error:
+        if latest_step(workdir) is None:
+            raise InputError(
+                f"workdir {workdir} holds no run: {error}; restore {workdir / CONFIG} or use "
+                "another workdir"
+            ) from None
+        copy = stored_config(workdir)
+        if copy is None:
+            raise InputError(
+                f"{error}; its checkpoints are of a version that stored no copy: start train with "
+                "the --config of the run, which writes it again"
+            ) from None
+        _tell(f"{error}; the copy in the checkpoints is used")
+        return complete(copy)
+
+
+@functools.cache
+def _tell(message: str) -> None:
+    """Print a message on stderr, once."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _read_config(path: Path) -> ConfigDict:
     try:
         values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); {remedy}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({one_line(error)})") from None
+    wrong = f"{path} must hold the keys of a config; got {repr(values)[:60]}"
     if not isinstance(values, dict):
-        raise InputError(f"{path} must hold the keys of a config; got {values!r}; {remedy}")
+        raise InputError(wrong)
     try:
-        return complete(values)
+        config = complete(values)
     except InputError as error:
-        raise InputError(f"{path}: {error}; {remedy}") from None
+        raise InputError(f"{path}: {error}") from None
+    if "model.name" not in flatten(values):  # the default is not the run's
+        raise InputError(wrong)
+    return config

@@ -14,8 +14,8 @@ from resnest_jax import recipe, runs
 from resnest_jax.data.imagenet import imagenet_classes, readable, synsets
 from resnest_jax.errors import InputError, StorageError
 from resnest_jax.tasks.classification import predict
-from resnest_jax.training.checkpoints import restore_variables
 from resnest_jax.training.checksums import write_checksums
+from resnest_jax.training.variables import restore_variables
 from resnest_jax.weights.card import FILE, Card, check_class_names, read_card, write_card
 from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.conversion import convert

@@ -230,6 +230,30 @@ def test_broken_stored_configs_are_one_line(text, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[1]", "{}", '{"sede": 1}', '{"seed": "x"}', "\xff", "[" * 100_000]
+)
+def test_lost_config_comes_from_the_checkpoints(text, tmp_path, capsys):
+    config = default_config("classification")
+    config.seed = 7
+    if text is not None:
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    for step, content in (("3", {"config": config.to_dict()}), ("6", {})):
+        folder = tmp_path / "checkpoints" / step / "progress"
+        folder.mkdir(parents=True)
+        (folder / "metadata").write_text(json.dumps(content))
+    assert load_config(tmp_path) == config
+    assert "config.json" in capsys.readouterr().err
+    check_workdir(tmp_path, config)
+    config.seed = 8
+    with pytest.raises(InputError, match="seed: stored 7, given 8"):
+        check_workdir(tmp_path, config)
+    (tmp_path / "checkpoints" / "3" / "progress" / "metadata").write_text("{")
+    with pytest.raises(InputError, match="start train with the --config of the run, which writes"):
+        load_config(tmp_path)
+    check_workdir(tmp_path, config)  # which that start does
+
+
 @pytest.mark.parametrize("name", OLD)
 def test_weights_of_old_runs_are_described(name, tmp_path):
     from resnest_jax.weights.formats import describe_directory

@@ -74,8 +74,10 @@ def test_lengths_in_steps_win_over_epochs():
         recipe.build(helpers.tiny_config(epochs=0.0))
     with pytest.raises(InputError, match="eval_every_epochs must be positive"):
         recipe.build(helpers.tiny_config(eval_every_epochs=float("nan")))
-    with pytest.raises(InputError, match=r"evaluation.batch_size 12 must be a positive multiple"):
-        recipe.build(helpers.tiny_config(evaluation__batch_size=12))
+    run = recipe.build(helpers.tiny_config(evaluation__batch_size=12))
+    assert len(next(run.batches.eval())["label"]) == 16  # the next multiple of the 8 devices
+    run = recipe.build(helpers.tiny_config(batch_size=12), training=False)  # on other devices
+    assert len(next(run.batches.eval())["label"]) == 16
 
 
 def test_boundaries_count_in_the_unit_of_the_length():

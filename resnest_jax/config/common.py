@@ -30,7 +30,8 @@ def common_keys() -> dict[str, Any]:
         "pretrained": {"weights": "none", "checkpoint": "last", "train": "all"},
         "optimizer": _optimizer_keys(),
         "evaluation": {
-            "batch_size": 0,  # images per evaluation step; 0: batch_size // parallel.accumulate
+            # Images per evaluation step, rounded up for the devices; 0: batch_size // accumulate.
+            "batch_size": 0,
         },
         "parallel": {
             "batch_norm": "global",  # statistics over all devices; "device": per device

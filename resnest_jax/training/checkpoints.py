@@ -2,18 +2,22 @@
 
 import contextlib
 import functools
+import json
+import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from resnest_jax.errors import InputError, PreemptedError, StorageError, one_line
+from resnest_jax.files import make_folder, put_aside
 from resnest_jax.training.checksums import FILE as CHECKSUMS
 from resnest_jax.training.checksums import find_damage, write_checksums
 from resnest_jax.training.distributed import agree, is_main, main_first
@@ -21,6 +25,12 @@ from resnest_jax.training.metric_writer import METRICS
 from resnest_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
+STATE = "state"  # folder in each checkpoint
+CONFIG = "config"  # its copy in the JSON of each checkpoint
+GONE = (
+    "workdir {} was deleted or moved while the run wrote into it; resume where it is now, or start "
+    "again with the same command"
+)
 
 
 @functools.cache
@@ -34,13 +44,39 @@ def _write_arrays_whole() -> None:
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, for which damaged metrics of a checkpoint are as none."""
+
+    def __init__(self, folder: Path, options: ocp.CheckpointManagerOptions, best_metric: str):
+        self._best_metric = best_metric  # first, because the other line reads metrics
+        super().__init__(folder, options=options)
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        try:
+            found = super().metrics(step)
+        except (OSError, ValueError):
+            return None
+        best = found.get(self._best_metric) if isinstance(found, dict) else None
+        return found if isinstance(best, int | float) else None
+
+
 class Checkpoints:
     """Context manager of the checkpoints; its exit waits for the last write.
 
-    ``read_only``: read while a run may be writing; leave unfinished checkpoints alone.
+    Args:
+      config: JSON that every checkpoint holds, for ``stored_config``.
+      read_only: read while a run may be writing; leave unfinished checkpoints alone.
     """
 
-    def __init__(self, workdir: Path, *, keep_last: int, best_metric: str, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep_last: int,
+        best_metric: str,
+        config: dict[str, Any] | None = None,
+        read_only: bool = False,
+    ):
         if keep_last < 1:
             raise InputError(f"checkpoint.keep_last must be at least 1; got {keep_last}")
 
@@ -63,13 +99,20 @@ class Checkpoints:
             async_options=None if read_only else background,
         )
         self._read_only = read_only
-        self._workdir = workdir
-        self._manager = ocp.CheckpointManager(workdir.resolve() / FOLDER, options=options)
+        self._workdir, self._config = workdir, config
+        folder = workdir.resolve() / FOLDER
+        if not read_only and is_main():
+            make_folder("workdir", folder)
+        self._manager = _Manager(folder, options, best_metric)
+        # Orbax would make a new workdir, in which nothing else is; an open one keeps its number.
+        self._opened = None if read_only else os.open(workdir, os.O_RDONLY)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._opened is not None:
+            os.close(self._opened)
         stored = kind is None or issubclass(kind, PreemptedError)  # else that error is raised
         with self._storage_errors() if stored else contextlib.suppress(Exception):
             self._manager.close()
@@ -84,11 +127,20 @@ class Checkpoints:
           StorageError: if this save or the one before it failed.
         """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(loop_state)
+            state=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave(loop_state | {CONFIG: self._config}),
         )
         step = int(jax.device_get(state.step))
+        if not self._is_in_place():
+            raise StorageError(GONE.format(self._workdir))
         with self._storage_errors():
             self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def _is_in_place(self) -> bool:
+        """Return whether the path is still that of the opened directory."""
+        if self._opened is None or not self._workdir.is_dir():
+            return False
+        return os.path.samestat(os.fstat(self._opened), self._workdir.stat())
 
     def check(self) -> None:
         """Raise StorageError if writing in the background has failed."""
@@ -100,9 +152,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax's storage layers raise many kinds
+            last = latest_step(self._workdir)
+            left = "there is no complete one" if last is None else f"the last one is of step {last}"
             raise StorageError(
-                f"a checkpoint cannot be written to {self._manager.directory}: {error}; the last "
-                f"complete one is of step {latest_step(self._workdir)}"
+                f"a checkpoint cannot be written to {self._manager.directory}: {one_line(error)}; "
+                f"{left}; fix this and run the same command again"
             ) from error
 
     def _seal(self) -> None:
@@ -112,9 +166,20 @@ class Checkpoints:
                 if folder.is_dir() and not (folder / CHECKSUMS).exists():
                     write_checksums(folder)
 
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, sorted, after the last write has ended."""
+        with contextlib.suppress(Exception):  # which ``check`` raises
+            self._manager.wait_until_finished()
+        return stored_steps(self._workdir)
+
     def any(self) -> bool:
         """Return whether there is a checkpoint."""
         return self._manager.latest_step() is not None
+
+    def evaluations(self) -> dict[int, dict[str, float]]:
+        """Return the metrics of the evaluated checkpoints, by step."""
+        found = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        return {step: metrics for step, metrics in found.items() if metrics}
 
     def restore(self, state: TrainState, which: str = "last") -> tuple[TrainState, dict]:
         """Restore a state, laid out like ``state``, and the loop state saved with it.
@@ -152,7 +217,7 @@ class Checkpoints:
         """
         steps = self._candidates(which)
         for step in steps:
-            damage = find_damage(Path(self._manager.directory) / str(step))
+            damage = self._damage(step)
             if not damage:
                 return step
             print(f"checkpoint {step} is damaged: {damage}", file=sys.stderr, flush=True)
@@ -170,8 +235,9 @@ class Checkpoints:
 
     def _restore(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         folder = Path(self._manager.directory) / str(step)
-        if damage := agree(find_damage(folder)):
+        if damage := agree(self._damage(step)):
             raise StorageError(f"checkpoint {folder} is damaged: {damage}")
+        self._check_shapes(state, step)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
             progress=ocp.args.JsonRestore(),
@@ -181,6 +247,29 @@ class Checkpoints:
         except Exception as error:  # Orbax raises many kinds here too
             raise StorageError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         return restored["state"], restored["progress"]
+
+    def _damage(self, step: int) -> str | None:
+        """Return what is wrong with the files of a checkpoint, or None."""
+        folder = Path(self._manager.directory) / str(step)
+        return find_damage(folder) or (None if (folder / STATE).is_dir() else "it has no state")
+
+    def _check_shapes(self, state: TrainState, step: int) -> None:
+        """Raise InputError if a checkpoint that can be read has arrays of other shapes."""
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                folder = Path(self._manager.directory) / str(step) / STATE
+                stored = jax.tree.leaves(checkpointer.metadata(folder).item_metadata.tree)
+        except Exception:  # the restoring that follows says what is wrong
+            return
+        shapes = [
+            Counter(tuple(leaf.shape) for leaf in leaves if hasattr(leaf, "shape"))
+            for leaves in (stored, jax.tree.leaves(state))
+        ]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"checkpoint {step} in {self._manager.directory} is of another model or optimizer; "
+                "use the --config of the run"
+            )
 
     def go_back(self, step: int) -> None:
         """Put aside all checkpoints after a step, see ``check_step``, and a copy of the metrics."""
@@ -199,7 +288,7 @@ class Checkpoints:
         with main_first():
             folder = Path(self._manager.directory) / str(step)
             if is_main():
-                folder.rename(folder.with_name(f"{step}.{why}-{time.strftime('%Y%m%d-%H%M%S')}"))
+                put_aside(folder, why)
         self._manager.reload()
 
     def _find(self, which: str, steps: list[int]) -> int | None:
@@ -219,6 +308,17 @@ def stored_steps(workdir: Path) -> list[int]:
 def latest_step(workdir: Path) -> int | None:
     """Return the step of the last complete checkpoint, or None."""
     return max(stored_steps(workdir), default=None)
+
+
+def stored_config(workdir: Path) -> dict[str, Any] | None:
+    """Return the config in the last whole checkpoint that holds one, or None."""
+    for step in reversed(stored_steps(workdir)):
+        folder = workdir / FOLDER / str(step)
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            config = json.loads((folder / "progress" / "metadata").read_text())[CONFIG]
+            if config and not find_damage(folder):
+                return config
+    return None
 
 
 def check_step(workdir: Path, step: int) -> None:
@@ -243,35 +343,4 @@ def find_step(workdir: Path, which: str, best_metric: str) -> int:
 
 def state_folder(workdir: Path, step: int) -> Path:
     """Return the folder of the state of a checkpoint."""
-    return workdir / FOLDER / str(step) / "state"
-
-
-def save_variables(folder: Path, variables: dict) -> None:
-    """Write only ``{"params", "batch_stats"}``."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve(), variables)
-
-
-def restore_variables(folder: Path) -> dict:
-    """Read ``{"params", "batch_stats"}`` from a folder, as NumPy arrays.
-
-    From the state of a run, reads the moving average if there is one, and nothing else, so that
-    neither data set nor optimiser is needed.
-
-    Raises:
-      InputError: if the folder does not hold them.
-    """
-    folder = folder.resolve()
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        try:
-            stored = checkpointer.metadata(folder).item_metadata.tree
-            averaged = bool(stored.get("ema"))
-            source = stored["ema"] if averaged else stored
-            wanted = {name: source[name] for name in ("params", "batch_stats")}
-        except (AttributeError, KeyError, FileNotFoundError):
-            raise InputError(f"{folder} holds no params and batch_stats") from None
-        wanted = {"ema": wanted} if averaged else wanted
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-        restored = checkpointer.restore(folder, args=args)
-        return restored["ema"] if averaged else restored
+    return workdir / FOLDER / str(step) / STATE

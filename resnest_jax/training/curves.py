@@ -24,7 +24,7 @@ def plot_curves(workdir: Path, panels: Mapping[str, Mapping[str, str]]) -> None:
     row = figure.subplots(1, len(panels))
     for axes, (title, curves) in zip(row, panels.items(), strict=True):
         for key, label in curves.items():
-            points = [(line["epoch"], line[key]) for line in lines if key in line]
+            points = [(line["epoch"], line[key]) for line in lines if {key, "epoch"} <= line.keys()]
             scale = 100 if "%" in title else 1
             axes.plot([x for x, _ in points], [y * scale for _, y in points], label=label)
         axes.set(xlabel="epoch", ylabel=title)

@@ -1,6 +1,7 @@
 """The training loop: steps, evaluation, checkpoints, and resuming."""
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -11,14 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.errors import DivergenceError, PreemptedError
+from resnest_jax.errors import DivergenceError, PreemptedError, StorageError
 from resnest_jax.files import write_json
 from resnest_jax.training.checkpoints import Checkpoints
 from resnest_jax.training.distributed import Preemption, is_main
 from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.mesh import shard
-from resnest_jax.training.metric_writer import MetricsWriter, ProgressMeter, read_metrics
-from resnest_jax.training.run import Run
+from resnest_jax.training.metric_writer import (
+    METRICS,
+    Line,
+    MetricsWriter,
+    ProgressMeter,
+    read_metrics,
+)
+from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import TrainState, abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step
 from resnest_jax.training.task import Metrics, PyTree
@@ -37,20 +44,26 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
     options = run.options
     if checkpoints.any():
         state, loop_state = checkpoints.restore(abstract_state(run))
-        _warn_of_groups(loop_state, options.norm_groups)
+        _warn_of_devices(loop_state, options)
     else:
         state, loop_state = initial_state(run), {}
     train_step = jit_train_step(run)
     evaluate = make_evaluate(run)
     start = int(jax.device_get(state.step))
+    stored = loop_state.get("metrics")
+    if stored is None and start:
+        stored = _lines_of_old_run(run, checkpoints, workdir, start)
     begun = time.perf_counter() - loop_state.get("seconds", 0.0)
-    window = _Window(run, loop_state.get("window", []), workdir)
+    window = _Window(run, loop_state.get("window", []), workdir, start, checkpoints)
     console = ProgressMeter(start, options.total_steps)
-    if is_main() and start < options.total_steps:
-        print("compiling the training step", flush=True)
+    if is_main():
+        if start:
+            print(f"resuming after step {start} of {options.total_steps}", flush=True)
+        if start < options.total_steps:
+            print("compiling the training step", flush=True)
     with (
         Preemption() as preemption,
-        MetricsWriter(workdir, start) as writer,
+        MetricsWriter(workdir, start, stored) as writer,
         contextlib.closing(run.batches.train(start_step=start)) as stream,
     ):
         for step in range(start + 1, options.total_steps + 1):
@@ -83,6 +96,8 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                     "seconds": time.perf_counter() - begun,
                     "window": window.snapshot(),
                     "groups": options.norm_groups,
+                    "devices": run.mesh.size,
+                    "metrics": writer.lines,
                 }
                 checkpoints.save(state, results, loop_state)
                 window.restart_clock()
@@ -93,25 +108,67 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                     "saved; the same command resumes from there",
                     received,
                 )
-    return _summarise(run, state, workdir, time.perf_counter() - begun) if is_main() else {}
+    seconds = time.perf_counter() - begun
+    return _summarise(run, state, writer.lines, seconds) if is_main() else {}
 
 
-def _warn_of_groups(loop_state: dict, groups: int) -> None:
-    """Warn if the number of groups of batch statistics, one per device, has changed."""
-    before = loop_state.get("groups", groups)
-    if before != groups and is_main():
+def _warn_of_devices(loop_state: dict, options: TrainOptions) -> None:
+    """Say what another number of devices changes, if it has changed."""
+    groups, devices = options.norm_groups, jax.device_count()
+    before = loop_state.get("groups", groups), loop_state.get("devices", devices)
+    if before == (groups, devices) or not is_main():
+        return
+    if before[0] != groups:
         print(
-            f"begun on {before} device(s), resumed on {groups}: batch norm and mixing work per "
-            f"device, so the results differ from those of {before} device(s)",
+            f"begun on {before[0]} device(s), resumed on {groups}: batch norm and mixing work per "
+            f"device, so the results differ from those of {before[0]} device(s)",
             flush=True,
         )
+    else:
+        effect = "equal to rounding"
+        if options.accumulate > 1:
+            effect = "other ones, as the parts of an accumulated batch hold other images"
+        print(
+            f"begun on {before[1]} device(s), resumed on {devices}: the results are {effect}",
+            flush=True,
+        )
+
+
+def _lines_of_old_run(run: Run, checkpoints: Checkpoints, workdir: Path, start: int) -> list[Line]:
+    """Return the metrics up to a checkpoint that does not hold them, as newer ones do.
+
+    They are those of the file, completed by the evaluations of the checkpoints. Says what is
+    missing.
+    """
+    options, metric = run.options, run.task.best_metric
+    lines = [line for line in read_metrics(workdir) if line["step"] <= start]
+    known = {line["step"] for line in lines if metric in line}
+    for step, results in checkpoints.evaluations().items():
+        if step <= start and step not in known:
+            epoch = round(step / options.steps_per_epoch, 4)
+            lines.append({"step": step, "epoch": epoch, **results})
+    lines.sort(key=lambda line: (line["step"], metric in line))
+    steps = [0, *(line["step"] for line in lines if metric not in line), start]
+    missing = [(a + 1, b) for a, b in itertools.pairwise(steps) if b - a > options.log_every]
+    if missing and is_main():
+        ranges = ", ".join(f"{first} to {last}" for first, last in missing[:3])
+        print(f"{workdir / METRICS} has no lines of steps {ranges}", flush=True)
+    return lines
 
 
 class _Window:
     """Metrics since the last line; read one step late, to keep the device busy."""
 
-    def __init__(self, run: Run, values: list[dict[str, float]], workdir: Path):
-        self._run, self._workdir = run, workdir
+    def __init__(
+        self,
+        run: Run,
+        values: list[dict[str, float]],
+        workdir: Path,
+        start_step: int,
+        checkpoints: Checkpoints,
+    ):
+        self._run, self._workdir, self._start_step = run, workdir, start_step
+        self._checkpoints = checkpoints
         self._pending: tuple[int, Metrics] | None = None
         self._values = values
         self._timed = 0
@@ -136,7 +193,7 @@ class _Window:
     def snapshot(self) -> list[dict[str, float]]:
         """Return all metrics since the last line, for a run that resumes here."""
         self._read()
-        return self._values
+        return list(self._values)  # it is written in the background
 
     def close(self, step: int) -> tuple[dict[str, float], float]:
         """Return the means since the last call and the images per second."""
@@ -179,11 +236,32 @@ class _Window:
         found = ", ".join(f"{name} is {value}" for name, value in bad.items())
         return DivergenceError(
             f"step {step}: {found}; its {len(keys)} records ({', '.join(keys[:2])}, ...) are "
-            f"listed in {path}; the last checkpoint is kept. Look at these records, or go back "
-            f"before the divergence with other values: the same command with "
-            "--from_step=STEP_OF_A_CHECKPOINT and, for example, a lower "
-            "--config.optimizer.base_learning_rate"
+            f"listed in {path}; {self._advice(step)}"
         )
+
+    def _advice(self, step: int) -> str:
+        """Say what is known of the cause of a divergence, and what to do about it."""
+        with contextlib.closing(self._run.batches.train(step - 1)) as stream:
+            batch = next(stream)
+        bad = [name for name, array in batch.items() if not np.isfinite(array).all()]
+        if bad:
+            return f"{', '.join(bad)} of this batch is not finite: mend the data, then start again"
+        if step == 1:
+            return (
+                "the weights had not been updated yet, so the learning rate is not the cause: look "
+                "at these records and at the weights that the run starts from"
+            )
+        stored = self._checkpoints.steps()
+        at_once = step == self._start_step + 1
+        earlier = [s for s in stored if s < (self._start_step if at_once else step)]
+        if earlier:
+            back = f"go back with --from_step=STEP (there are {', '.join(map(str, earlier))})"
+        else:
+            back = "start in another workdir" if stored else "start again"
+        back += " and, for example, a lower --config.optimizer.base_learning_rate"
+        if at_once:
+            return f"the checkpoint of step {step - 1} may have diverged already: {back}"
+        return f"look at these records, or {back}"
 
 
 @jax.jit
@@ -192,10 +270,15 @@ def _all_finite(tree: PyTree) -> jax.Array:
     return reduce(jnp.logical_and, finite, jnp.array(True))
 
 
-def _summarise(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict:
-    """Return the last and the best evaluation from ``metrics.jsonl``."""
+def _summarise(run: Run, state: TrainState, lines: list[Line], seconds: float) -> dict:
+    """Return the last and the best evaluation."""
     metric = run.task.best_metric
-    evaluations = [line for line in read_metrics(workdir) if metric in line]
+    evaluations = [line for line in lines if metric in line]
+    if not evaluations:
+        raise StorageError(
+            f"{METRICS} and the checkpoints have lost all evaluations; the weights are intact: use "
+            "the command evaluate"
+        )
     # The last of equal ones, like the best checkpoint.
     best = max(reversed(evaluations), key=lambda line: line[metric])
     return {

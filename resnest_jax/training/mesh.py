@@ -30,7 +30,7 @@ def shard(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def check_batch_size(batch_size: int, accumulate: int, field: str = "batch_size") -> None:
+def check_batch_size(batch_size: int, accumulate: int) -> None:
     """Raise InputError unless it is a positive multiple of devices x accumulate."""
     devices = jax.device_count()
     if accumulate < 1:
@@ -38,5 +38,11 @@ def check_batch_size(batch_size: int, accumulate: int, field: str = "batch_size"
     if batch_size < 1 or batch_size % (devices * accumulate):
         times = f" times parallel.accumulate {accumulate}" if accumulate > 1 else ""
         raise InputError(
-            f"{field} {batch_size} must be a positive multiple of the {devices} devices{times}"
+            f"batch_size {batch_size} must be a positive multiple of the {devices} devices{times}"
         )
+
+
+def round_up(batch_size: int) -> int:
+    """Return the next batch size that the devices divide."""
+    devices = jax.device_count()
+    return -(-batch_size // devices) * devices

@@ -76,27 +76,24 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
     """
     try:
         from resnest_jax.config import complete, model_fields
-        from resnest_jax.workdir import CONFIG
+        from resnest_jax.workdir import CONFIG, holds_run, load_config
     except ImportError as error:
         raise InputError(
             f"weights {path}: a directory needs {error.name}: pip install 'resnest_jax[train]'"
         ) from None
 
-    is_run = not (path / MODEL_FILE).is_file()
-    file = path / (CONFIG if is_run else MODEL_FILE)
+    file = path / MODEL_FILE
+    if not file.is_file():
+        if not holds_run(path):
+            raise InputError(f"weights {path}: it has neither {CONFIG} of a run nor {MODEL_FILE}")
+        return model_fields(load_config(path)), True
     try:
         content = json.loads(file.read_text())
-        config = content if is_run else {"model": content}
-        config["model"]["name"]  # the default name is not that of the weights
-        description = model_fields(complete(config))
-    except FileNotFoundError:
-        raise InputError(
-            f"weights {path}: it has neither {CONFIG} of a run nor {MODEL_FILE}"
-        ) from None
+        content["name"]  # the default name is not that of the weights
+        return model_fields(complete({"model": content})), False
     except (ValueError, KeyError, TypeError) as error:
         problem = error if isinstance(error, InputError) else repr(error)
         raise InputError(f"{file} does not describe a model: {problem}") from error
-    return description, is_run
 
 
 def find_checkpoint(path: Path, which: str) -> int:
@@ -124,7 +121,8 @@ def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any]
       InputError: if it holds neither, or no such checkpoint.
     """
     description, is_run = describe_directory(path)
-    from resnest_jax.training.checkpoints import restore_variables, state_folder
+    from resnest_jax.training.checkpoints import state_folder
+    from resnest_jax.training.variables import restore_variables
 
     if is_run:
         folder = state_folder(path, find_checkpoint(path, checkpoint))
@@ -162,7 +160,7 @@ def write_directory(
     Raises:
       InputError: if the path is something else or cannot be written.
     """
-    from resnest_jax.training.checkpoints import save_variables
+    from resnest_jax.training.variables import save_variables
 
     if path.exists() and not (path / MODEL_FILE).is_file():
         raise InputError(f"weights {path}: it is not a directory of weights and is left alone")

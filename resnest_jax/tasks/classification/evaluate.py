@@ -24,7 +24,7 @@ from resnest_jax.tasks.classification.task import sum_hits
 from resnest_jax.tasks.classification.views import view_logits, view_transform
 from resnest_jax.training.distributed import gather_bytes, is_main, main_first
 from resnest_jax.training.evaluation import Sums, make_evaluate_variables
-from resnest_jax.training.mesh import make_mesh
+from resnest_jax.training.mesh import make_mesh, round_up
 from resnest_jax.training.task import Batch, EvalOutput, HostBatch, Variables
 from resnest_jax.weights.classifier import Source, find_source, load_classifier
 from resnest_jax.workdir import load_config
@@ -227,8 +227,7 @@ def _loader_options(source: Source, batch_size: int | None) -> LoaderOptions:
         size = batch_size or own
         log = source.path / f"unreadable_{jax.process_index()}.txt"
         reading = {**config.loader, "unreadable_log": log}
-    devices = jax.device_count()
-    size = -(-size // devices) * devices
+    size = round_up(size)
     return LoaderOptions(batch_size=size, eval_batch_size=size, **reading)
 
 

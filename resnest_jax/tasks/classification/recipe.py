@@ -18,6 +18,7 @@ from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 from resnest_jax.tasks.parts import Parts
+from resnest_jax.training.mesh import round_up
 from resnest_jax.training.task import Variables
 from resnest_jax.weights.pretrained import load_pretrained
 
@@ -128,8 +129,9 @@ def _batches(
     options = LoaderOptions(
         batch_size=config.batch_size,
         # By default as many images at a time as in training.
-        eval_batch_size=config.evaluation.batch_size
-        or config.batch_size // config.parallel.accumulate,
+        eval_batch_size=round_up(
+            config.evaluation.batch_size or config.batch_size // config.parallel.accumulate
+        ),
         seed=config.seed,
         repeats=augment.pop("repeats"),
         unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
