@@ -12,7 +12,7 @@ import resnest_jax
 from resnest_jax import runs
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import evaluate
-from resnest_jax.training import checkpoints
+from resnest_jax.training import variables as stored_variables
 from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.weights.card import read_card
 from resnest_jax.workdir import load_config
@@ -56,13 +56,13 @@ def test_old_run_gives_its_weights(name):
 
 
 def test_evaluation_refuses_values_that_are_not_finite(monkeypatch):
-    restore = checkpoints.restore_variables
+    restore = stored_variables.restore_variables
 
     def diverged(folder):
         variables = restore(folder)
         variables["params"]["stem"]["bn1"]["scale"] = np.full(4, np.nan, np.float32)
         return variables
 
-    monkeypatch.setattr(checkpoints, "restore_variables", diverged)
+    monkeypatch.setattr(stored_variables, "restore_variables", diverged)
     with pytest.raises(InputError, match=r"conv1.1.weight has 4 of 4 values that are NaN"):
         evaluate.run(None, str(golden.FOLDER / "run_v0"))
