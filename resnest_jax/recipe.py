@@ -139,6 +139,7 @@ def _optimizer(
         momentum=section.momentum,
         nesterov=section.nesterov,
         weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
         decay=section.decay,
         freeze=freeze,
         lr_mults=section.lr_mults,

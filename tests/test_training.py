@@ -117,6 +117,25 @@ def test_eight_devices_equal_one():
         np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
 
 
+def test_accumulated_gradients_are_clipped_as_one():
+    """The update has the norm of the limit; the logged norm is that before clipping."""
+    task, batch = small_task(norm="frozen"), random_batch(32)
+    variables = jax.jit(task.init)(jax.random.key(0))
+    norms = []
+    for parts in (1, 4):
+        optimizer = make_optimizer(
+            lambda step: 1.0, name="sgd", momentum=0, nesterov=False, weight_decay=0, clip_norm=0.01
+        )
+        state = create_state(variables, optimizer)
+        run = make_run(task, optimizer, accumulate=parts)
+        after, metrics = jax.jit(make_train_step(run))(state, batch)
+        update = jax.tree.map(jnp.subtract, after.params, state.params)
+        np.testing.assert_allclose(optax.tree.norm(update), 0.01, rtol=1e-3)
+        norms.append(float(metrics["grad_norm"]))
+    assert norms[0] > 0.02
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+
+
 def state_of(workdir, config):
     """Return the stored state as arrays."""
     run = recipe.build(config)

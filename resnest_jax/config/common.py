@@ -55,6 +55,8 @@ def _optimizer_keys() -> dict[str, Any]:
         "momentum": 0.9,  # for LAMB: beta 1
         "nesterov": False,
         "weight_decay": 0.0,
+        # Largest norm of the gradient of all trained parameters; 0: no limit for SGD, 1 for LAMB.
+        "clip_norm": 0.0,
         "ema_decay": 0.0,  # of a moving average of the weights, which is evaluated; 0: none
         "schedule": "cosine",  # "cosine" and "poly" end at 0; "steps" falls at the boundaries
         # Linear warm-up: the steps if positive, else the epochs.
