@@ -219,7 +219,7 @@ def test_sigmoid_loss_takes_every_mixed_class_to_be_there():
     labels = np.array([0, 1, 2, 1])
     batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": labels}
     task = Classification(Fixed(), 3, 8, loss_name="sigmoid", mixing=Mixing(mixup=50.0))
-    _, targets = task.inputs(jax.random.key(0), batch)
+    _, targets, _ = task.inputs(jax.random.key(0), batch)
     share = np.sort(np.asarray(targets)[0])  # near one half, so the threshold does not matter
     np.testing.assert_allclose(share[-2:], 0.5, atol=0.2)
     loss, _ = task.loss({}, batch, jax.random.key(7), 0.0)

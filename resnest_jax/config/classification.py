@@ -16,10 +16,13 @@ def classification_keys() -> dict[str, Any]:
         "eval_image_size": 224,
         # Part of a test image: "whole", "authors" or a fraction of its short side ("0.875").
         "eval_crop": "authors",
+        "sampling": "uniform",  # or "balanced": every class equally often in training
         "loss": {
             "name": "softmax",  # or "sigmoid": binary cross-entropy
             "label_smoothing": 0.0,
             "smooth_over": "all",  # classes that share the smoothing: "all", or the "others"
+            # "balanced", or pairs (class, weight): (("dog", 2.0),); (): all classes weigh the same.
+            "class_weights": (),
         },
         "augment": {
             "crop": "center",  # or "inception", "efficientnet": random crops

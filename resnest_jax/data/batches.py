@@ -45,6 +45,7 @@ class LoaderOptions:
       batch_size, eval_batch_size: images per batch, over all processes.
       seed: seed of order and augmentation.
       repeats: see ``order.shuffled``.
+      balanced: train on every class equally often.
       workers: see ``loader.train_batches``.
       max_unreadable, unreadable_log: see ``images.Images``.
     """
@@ -53,6 +54,7 @@ class LoaderOptions:
     eval_batch_size: int
     seed: int = 0
     repeats: int = 1
+    balanced: bool = False
     workers: int = 0
     max_unreadable: int = 0
     unreadable_log: Path | None = None
@@ -139,6 +141,7 @@ class Batches(EvalBatches):
             dataset.train, options.max_unreadable, options.unreadable_log, decode
         )
         self._transforms = train_transforms
+        self._labels = dataset.train.labels() if options.balanced else None
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
     def train(self, start_step: int) -> HostBatches:
@@ -176,4 +179,4 @@ class Batches(EvalBatches):
         )
 
     def _order(self, dataset: grain.MapDataset) -> grain.MapDataset:
-        return shuffled(dataset, self._options.seed, self._options.repeats)
+        return shuffled(dataset, self._options.seed, self._options.repeats, self._labels)

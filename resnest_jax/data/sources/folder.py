@@ -43,6 +43,10 @@ class FolderRecords:
         """Return the path."""
         return self._paths[index]
 
+    def labels(self) -> np.ndarray:
+        """Return all labels."""
+        return self._labels
+
 
 class _Listing(NamedTuple):
     """Images of class folders, their labels, and the other files by suffix."""

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 
 class Records(Protocol):
     """Random access to records: encoded images, labels, and the ``key`` that identifies each.
@@ -17,6 +19,10 @@ class Records(Protocol):
 
     def key(self, index: int) -> str:
         """Return the key of a record, without reading the record."""
+        ...
+
+    def labels(self) -> np.ndarray:
+        """Return the labels of all records, int (N,). It may read every record."""
         ...
 
 

@@ -39,7 +39,7 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
         batch = next(run.batches.train(batch_index))
         rng = jax.random.fold_in(jax.random.key(run.options.seed), step)
         arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-        normalized, targets = task.inputs(jax.random.split(rng)[0], arrays)
+        normalized, targets, _ = task.inputs(jax.random.split(rng)[0], arrays)
         images = np.asarray(normalized) * STD + MEAN
     else:
         batch = next(run.batches.eval())

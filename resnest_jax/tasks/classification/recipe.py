@@ -14,6 +14,7 @@ from resnest_jax.data.sources import open_dataset as open_source
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
+from resnest_jax.tasks.classification.balance import class_weights
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
@@ -27,6 +28,7 @@ HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
 def check(config: ConfigDict) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
     _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
+    _check_choice("sampling", config.sampling, ("uniform", "balanced"))
     _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
     if config.pretrained.train == "head" and config.model.norm != "frozen":
         raise InputError("pretrained.train 'head' needs model.norm 'frozen'")
@@ -69,6 +71,9 @@ def build(
     fields = _model_fields(config, dataset)
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
+    loss["class_weights"] = class_weights(
+        config.loss.class_weights, dataset.class_names, dataset.train.labels
+    )
     task = Classification(
         create_model(**fields),
         fields["num_classes"],
@@ -132,6 +137,7 @@ def _batches(
         or config.batch_size // config.parallel.accumulate,
         seed=config.seed,
         repeats=augment.pop("repeats"),
+        balanced=config.sampling == "balanced",
         unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
         **config.loader,
     )
