@@ -63,6 +63,7 @@ def _check(config: ConfigDict) -> None:
     for field, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluation.batch_size", config.evaluation.batch_size),
+        ("patience", config.patience),
     ):
         if value < 0:
             raise InputError(f"{field} must not be negative; got {value}")
@@ -99,6 +100,7 @@ def _options(
             "eval_every_{}", config.eval_every_epochs, config.eval_every_steps, steps_per_epoch
         ),
         save_every=config.checkpoint.every_steps,
+        patience=config.patience,
         ema_decay=config.optimizer.ema_decay,
         accumulate=config.parallel.accumulate,
         shard_optimizer=config.parallel.shard_optimizer,

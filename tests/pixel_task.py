@@ -162,10 +162,10 @@ def make_run(**options) -> Run:
     return Run(PixelTask(), PixelBatches(), optimizer, schedule, chosen)
 
 
-def train(workdir: pathlib.Path) -> dict:
+def train(workdir: pathlib.Path, **options) -> dict:
     """Train in a directory; resume from its last checkpoint."""
     workdir.mkdir(parents=True, exist_ok=True)
-    run = make_run()
+    run = make_run(**options)
     with Checkpoints(workdir, keep_last=2, best_metric=run.task.best_metric) as checkpoints:
         return fit(run, checkpoints, workdir)
 

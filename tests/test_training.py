@@ -303,6 +303,7 @@ def test_statistics_that_are_not_finite_are_named(tmp_path):
         ({"batch_size": 12}, "batch_size 12 must be a positive multiple of the 8 devices"),
         ({"batch_size": 2000}, "batch_size 2000 must not exceed the 1437 training images"),
         ({"epochs": 0.0}, "epochs must be positive"),
+        ({"patience": -1}, "patience must not be negative; got -1"),
         ({"image_size": 31}, "image_size must be a side of at least 32 pixels"),
         ({"image_size": (0, 32)}, "image_size must be a side .* or pairs"),
         ({"image_size": ((0, "32"),)}, "image_size must be a side .* or pairs"),

@@ -21,7 +21,7 @@ RENAMED = {"model.expression": "model.implementation"}
 FREE_SECTIONS = ("loader", "checkpoint", "log_every_steps")
 # What may change too when a run goes back to a checkpoint that is named.
 CHANGEABLE = ("optimizer", "loss", "augment", "mix", "epochs", "steps", "evaluation")
-CHANGEABLE += ("eval_every_epochs", "eval_every_steps")
+CHANGEABLE += ("eval_every_epochs", "eval_every_steps", "patience")
 
 _TYPES = {
     bool: "True or False",

@@ -25,6 +25,8 @@ def common_keys() -> dict[str, Any]:
         # Evaluate and save a checkpoint this often: the steps if positive, else the epochs.
         "eval_every_epochs": 1.0,
         "eval_every_steps": 0,
+        # End after this many evaluations in a row without a better headline metric; 0: never.
+        "patience": 0,
         # weights: "none", "published" (fetched by the model's name) or a path; checkpoint of a run:
         # "last", "best" or a step; train: "all" or "head".
         "pretrained": {"weights": "none", "checkpoint": "last", "train": "all"},

@@ -18,6 +18,7 @@ from resnest_jax.training.distributed import Preemption, is_main
 from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.mesh import shard
 from resnest_jax.training.metric_writer import MetricsWriter, ProgressMeter, read_metrics
+from resnest_jax.training.patience import Patience
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState, abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step
@@ -27,7 +28,8 @@ from resnest_jax.training.task import Metrics, PyTree
 def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
     """Train to the last step, resuming from the last checkpoint if any; return the summary.
 
-    Writes metrics and checkpoints below ``workdir``.
+    Writes metrics and checkpoints below ``workdir``. With ``options.patience`` the run may end
+    earlier; the summary then says ``stopped_early``.
 
     Raises:
       DivergenceError: if a loss or gradient is not finite; the last checkpoint is kept.
@@ -46,14 +48,16 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
     begun = time.perf_counter() - loop_state.get("seconds", 0.0)
     window = _Window(run, loop_state.get("window", []), workdir)
     console = ProgressMeter(start, options.total_steps)
-    if is_main() and start < options.total_steps:
+    patience = Patience(options.patience, **loop_state.get("patience", {}))
+    end = start if patience.over else options.total_steps
+    if is_main() and start < end:
         print("compiling the training step", flush=True)
     with (
         Preemption() as preemption,
         MetricsWriter(workdir, start) as writer,
         contextlib.closing(run.batches.train(start_step=start)) as stream,
     ):
-        for step in range(start + 1, options.total_steps + 1):
+        for step in range(start + 1, end + 1):
             with jax.transfer_guard_device_to_host("disallow"):
                 state, metrics = train_step(state, shard(next(stream), run.mesh))
                 window.add(step, metrics)
@@ -74,6 +78,7 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
             results = None
             if ends:
                 results = evaluate(state)
+                patience.add(results[run.task.best_metric])
                 writer.write(step, {"epoch": window.epoch(step), **results})
                 console.show(step, **{name: f"{value:.4f}" for name, value in results.items()})
             preempted = preemption.reached(step)
@@ -83,9 +88,12 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                     "seconds": time.perf_counter() - begun,
                     "window": window.snapshot(),
                     "groups": options.norm_groups,
+                    "patience": patience.snapshot(),
                 }
                 checkpoints.save(state, results, loop_state)
                 window.restart_clock()
+            if patience.over:
+                break
             if preempted and step < options.total_steps:
                 received = preemption.signal or signal.SIGTERM
                 raise PreemptedError(
@@ -93,7 +101,23 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                     "saved; the same command resumes from there",
                     received,
                 )
-    return _summarise(run, state, workdir, time.perf_counter() - begun) if is_main() else {}
+    if not is_main():
+        return {}
+    summary = _summarise(run, state, workdir, time.perf_counter() - begun)
+    return summary | _early_stop(patience, summary["step"], run) if patience.limit else summary
+
+
+def _early_stop(patience: Patience, step: int, run: Run) -> dict[str, bool]:
+    """Say if the run ended before its last step, and note it."""
+    stopped = step < run.options.total_steps
+    if stopped:
+        print(
+            f"stopped early after step {step} of {run.options.total_steps}: no better "
+            f"{run.task.best_metric} than {patience.best:.4f} in {patience.waited} evaluation(s); "
+            f"to continue, use --from_step={step} with a larger --config.patience",
+            flush=True,
+        )
+    return {"stopped_early": stopped}
 
 
 def _warn_of_groups(loop_state: dict, groups: int) -> None:

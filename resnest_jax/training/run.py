@@ -16,6 +16,7 @@ class TrainOptions(NamedTuple):
 
     Attributes:
       save_every: save a checkpoint every N steps and at evaluations; 0: only at evaluations.
+      patience: evaluations in a row without a better headline metric that end the run; 0: never.
       ema_decay: decay of the moving average of the variables; 0: no average.
       accumulate: parts of a batch that go through the network one after another.
       shard_optimizer: shard the optimiser's state over the devices.
@@ -30,6 +31,7 @@ class TrainOptions(NamedTuple):
     log_every: int
     eval_every: int
     save_every: int = 0
+    patience: int = 0
     ema_decay: float = 0.0
     accumulate: int = 1
     shard_optimizer: bool = False
