@@ -55,7 +55,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
 def _check(config: ConfigDict) -> None:
     """Raise InputError for a common key that is out of range."""
     if not config.dataset:
-        raise InputError("dataset is missing; set it to a TFDS name or folder:PATH")
+        raise InputError("dataset is missing; set it to a TFDS name, folder:PATH or csv:PATH")
     if config.log_every_steps <= 0:
         raise InputError(f"log_every_steps must be positive; got {config.log_every_steps}")
     if not 0 <= config.optimizer.ema_decay < 1:

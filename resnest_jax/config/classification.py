@@ -16,6 +16,8 @@ def classification_keys() -> dict[str, Any]:
         "eval_image_size": 224,
         # Part of a test image: "whole", "authors" or a fraction of its short side ("0.875").
         "eval_crop": "authors",
+        # True: an image has any number of labels. Needs dataset "csv:PATH" and the sigmoid loss.
+        "multi_label": False,
         "sampling": "uniform",  # or "balanced": every class equally often in training
         "loss": {
             "name": "softmax",  # or "sigmoid": binary cross-entropy

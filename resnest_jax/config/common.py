@@ -12,7 +12,7 @@ def common_keys() -> dict[str, Any]:
     return {
         "task": "classification",
         "seed": 0,
-        # A TFDS name or "folder:PATH"; splits as TFDS writes them, or subfolders.
+        # A TFDS name, "folder:PATH" or "csv:PATH"; splits as TFDS writes them, subfolders or files.
         "dataset": "",
         "train_split": "auto",
         "eval_split": "auto",

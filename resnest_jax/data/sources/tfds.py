@@ -99,7 +99,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Dataset
     except tfds.core.DatasetNotFoundError as error:
         raise InputError(
             f"unknown data set {name!r}: expected sklearn_digits, another name of "
-            "https://www.tensorflow.org/datasets/catalog, or folder:PATH"
+            "https://www.tensorflow.org/datasets/catalog, folder:PATH or csv:PATH"
         ) from error
     except ImportError as error:
         raise InputError(_needs_package(name, error)) from error

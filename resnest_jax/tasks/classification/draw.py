@@ -44,7 +44,9 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
     else:
         batch = next(run.batches.eval())
         valid = batch["valid"]
-        images, targets = batch["image"][valid], np.eye(task.num_classes)[batch["label"][valid]]
+        images, targets = batch["image"][valid], batch["label"][valid]
+        if targets.ndim == 1:
+            targets = np.eye(task.num_classes)[targets]
     rows = math.ceil(len(images) / COLUMNS)
     figure = matplotlib.figure.Figure(figsize=(2 * COLUMNS, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()

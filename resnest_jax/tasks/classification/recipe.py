@@ -16,6 +16,7 @@ from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
 from resnest_jax.tasks.classification.balance import class_weights
 from resnest_jax.tasks.classification.mixing import Mixing
+from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 from resnest_jax.tasks.parts import Parts
@@ -30,6 +31,8 @@ def check(config: ConfigDict) -> None:
     _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
     _check_choice("sampling", config.sampling, ("uniform", "balanced"))
     _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
+    if config.multi_label and config.sampling == "balanced":
+        raise InputError("sampling 'balanced' needs one label per image; multi_label is True")
     if config.pretrained.train == "head" and config.model.norm != "frozen":
         raise InputError("pretrained.train 'head' needs model.norm 'frozen'")
     if config.eval_image_size < MIN_SIZE:
@@ -53,7 +56,7 @@ def check(config: ConfigDict) -> None:
 def open_dataset(config: ConfigDict) -> Dataset:
     """Open the data set that the config names."""
     splits = {"train_split": config.train_split, "eval_split": config.eval_split}
-    return open_source(config.dataset, **splits)
+    return open_source(config.dataset, multi_label=config.multi_label, **splits)
 
 
 def build(
@@ -74,7 +77,7 @@ def build(
     loss["class_weights"] = class_weights(
         config.loss.class_weights, dataset.class_names, dataset.train.labels
     )
-    task = Classification(
+    task = (MultiLabel if config.multi_label else Classification)(
         create_model(**fields),
         fields["num_classes"],
         image_sizes[0][1],
@@ -141,7 +144,11 @@ def _batches(
         unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
         **config.loader,
     )
-    transforms = [(step, TrainTransform(size, **augment)) for step, size in image_sizes]
+    label_shape = (len(dataset.class_names),) if config.multi_label else ()
+    transforms = [
+        (step, TrainTransform(size, label_shape=label_shape, **augment))
+        for step, size in image_sizes
+    ]
     eval_transform = EvalTransform(config.eval_image_size, config.eval_crop)
     return Batches(dataset, transforms, eval_transform, options)
 

@@ -62,6 +62,7 @@ class TrainTransform(grain.transforms.RandomMap):
       jitter: strength for brightness, contrast and saturation.
       lighting: standard deviation along the principal components of colour.
       erasing: probability of random erasing.
+      label_shape: () of a class, (classes,) of labels of 0 and 1.
 
     Raises:
       InputError: if a field is out of range.
@@ -77,6 +78,7 @@ class TrainTransform(grain.transforms.RandomMap):
     jitter: float = 0.0
     lighting: float = 0.0
     erasing: float = 0.0
+    label_shape: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check_size(self.size)
@@ -103,7 +105,7 @@ class TrainTransform(grain.transforms.RandomMap):
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of an element."""
         image = jax.ShapeDtypeStruct((self.size, self.size, 3), np.uint8)
-        return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
+        return {"image": image, "label": jax.ShapeDtypeStruct(self.label_shape, np.int32)}
 
     def random_map(
         self, element: dict[str, Any], rng: np.random.Generator
