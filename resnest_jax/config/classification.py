@@ -11,6 +11,7 @@ def classification_keys() -> dict[str, Any]:
     """Return the keys of classification with their defaults."""
     return {
         "model": resnest_keys(),
+        "channels": 3,  # of the images: 1 grey, 3 RGB, 4 RGB and opacity
         # Side of the training images, or pairs (epoch, side) from epoch 0: ((0, 128), (5, 160)).
         "image_size": FieldReference(224, field_type=object),
         "eval_image_size": 224,

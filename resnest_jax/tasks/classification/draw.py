@@ -10,7 +10,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
-from resnest_jax.models.inputs import MEAN, STD
+from resnest_jax.models.inputs import denormalize
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.run import Run
 
@@ -40,7 +40,7 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
         rng = jax.random.fold_in(jax.random.key(run.options.seed), step)
         arrays = {name: jnp.asarray(value) for name, value in batch.items()}
         normalized, targets, _ = task.inputs(jax.random.split(rng)[0], arrays)
-        images = np.asarray(normalized) * STD + MEAN
+        images = denormalize(np.asarray(normalized))
     else:
         batch = next(run.batches.eval())
         valid = batch["valid"]
@@ -53,7 +53,8 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
     for axes in panels:
         axes.axis("off")
     for axes, image, target in zip(panels, images, np.asarray(targets), strict=False):
-        axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
+        # The last three are for grey images.
+        axes.imshow(np.clip(image, 0, 255).astype(np.uint8), cmap="gray", vmin=0, vmax=255)
         axes.set_title(_label(target, run.batches.class_names), fontsize=7)
     with writing("output", path):
         figure.savefig(path, dpi=100, format="png")

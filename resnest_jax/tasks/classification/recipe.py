@@ -1,6 +1,7 @@
 """Build the parts of a classification run from a config."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from ml_collections import ConfigDict
 
 from resnest_jax.config import model_fields
 from resnest_jax.data.batches import Batches, LoaderOptions
+from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources import Dataset
 from resnest_jax.data.sources import open_dataset as open_source
 from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import STATISTICS
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
 from resnest_jax.tasks.classification.balance import class_weights
@@ -29,6 +32,7 @@ HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
 def check(config: ConfigDict) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
     _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
+    _check_choice("channels", config.channels, tuple(STATISTICS))
     _check_choice("sampling", config.sampling, ("uniform", "balanced"))
     _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
     if config.multi_label and config.sampling == "balanced":
@@ -83,12 +87,13 @@ def build(
         image_sizes[0][1],
         loss_name=loss.pop("name"),
         mixing=Mixing(**config.mix, groups=fields["norm_groups"]),
+        channels=config.channels,
         **loss,
     )
     return Parts(
         task,
         _batches(config, dataset, image_sizes, workdir),
-        pretrained=_pretrained(config.pretrained, fields),
+        pretrained=_pretrained(config.pretrained, fields | {"in_channels": config.channels}),
         norm_groups=fields["norm_groups"],
         freeze=_freeze(config),
     )
@@ -146,15 +151,19 @@ def _batches(
     )
     label_shape = (len(dataset.class_names),) if config.multi_label else ()
     transforms = [
-        (step, TrainTransform(size, label_shape=label_shape, **augment))
+        (step, TrainTransform(size, channels=config.channels, label_shape=label_shape, **augment))
         for step, size in image_sizes
     ]
     eval_transform = EvalTransform(config.eval_image_size, config.eval_crop)
-    return Batches(dataset, transforms, eval_transform, options)
+    decode = partial(decode_image, channels=config.channels)
+    return Batches(dataset, transforms, eval_transform, options, decode)
 
 
 def _pretrained(section: ConfigDict, fields: dict[str, Any]) -> Callable[[], Variables] | None:
-    """Return a function that loads the initial weights; None for new ones."""
+    """Return a function that loads the initial weights; None for new ones.
+
+    ``fields`` are arguments of ``load_pretrained``.
+    """
     if section.weights == "none":
         return None
     source = None if section.weights == "published" else section.weights
@@ -170,6 +179,6 @@ def _freeze(config: ConfigDict) -> str:
     return f"^(stem|stage[1-{stages}]_block\\d+)/" if stages else ""
 
 
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(field: str, value: str | int, choices: tuple[str | int, ...]) -> None:
     if value not in choices:
         raise InputError(f"{field} must be one of {choices}; got {value!r}")

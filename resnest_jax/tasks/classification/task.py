@@ -63,8 +63,8 @@ class Classification:
     """The classification task of a run.
 
     Attributes:
-      model: a module from normalised images (B, H, W, 3) to logits (B, num_classes).
-      image_size: side in pixels of the images to initialise the model with.
+      model: a module from normalised images (B, H, W, channels) to logits (B, num_classes).
+      image_size, channels: of the images to initialise the model with.
       loss_name: ``softmax`` cross-entropy, or ``sigmoid``: binary cross-entropy, mean over classes
         (arXiv 2110.00476).
       label_smoothing: mass taken from the true class.
@@ -88,6 +88,7 @@ class Classification:
     smooth_over: str = "all"
     class_weights: tuple[float, ...] = ()
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
+    channels: int = 3
 
     best_metric = BEST_METRIC
     curves = {
@@ -107,7 +108,7 @@ class Classification:
 
     def init(self, rng: jax.Array) -> Variables:
         """Return newly initialised variables of the model."""
-        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        images = jnp.zeros((1, self.image_size, self.image_size, self.channels))
         return self.model.init(rng, images)
 
     def inputs(self, rng: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -127,7 +128,7 @@ class Classification:
     def loss(
         self, variables: Variables, batch: Batch, rng: jax.Array, progress: jax.Array | float
     ) -> tuple[jax.Array, Aux]:
-        """Return the mean loss of a batch: ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,)."""
+        """Return the mean loss of a batch: ``image`` uint8 (B, H, W, C), ``label`` int32 (B,)."""
         mixing_rng, dropout_rng = jax.random.split(rng)
         images, targets, weights = self.inputs(mixing_rng, batch)
         logits, updates = self.model.apply(
