@@ -1,6 +1,7 @@
 """Build a run from a config."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -43,7 +44,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
     return Run(
         parts.task,
         parts.batches,
-        _optimizer(config, schedule, options.freeze),
+        _optimizer(config, schedule, options.freeze, parts.layers),
         schedule,
         options,
         pretrained=parts.pretrained,
@@ -60,6 +61,11 @@ def _check(config: ConfigDict) -> None:
         raise InputError(f"log_every_steps must be positive; got {config.log_every_steps}")
     if not 0 <= config.optimizer.ema_decay < 1:
         raise InputError(f"optimizer.ema_decay must be in [0, 1); got {config.optimizer.ema_decay}")
+    layer_decay = config.optimizer.layer_decay
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"optimizer.layer_decay must be in (0, 1]; got {layer_decay}")
+    if layer_decay < 1 and config.optimizer.lr_mults:
+        raise InputError("optimizer.layer_decay and optimizer.lr_mults are both given; use one")
     for field, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluation.batch_size", config.evaluation.batch_size),
@@ -132,7 +138,7 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> o
 
 
 def _optimizer(
-    config: ConfigDict, schedule: optax.Schedule, freeze: str
+    config: ConfigDict, schedule: optax.Schedule, freeze: str, layers: Sequence[str]
 ) -> optax.GradientTransformation:
     section = config.optimizer
     return make_optimizer(
@@ -144,5 +150,12 @@ def _optimizer(
         clip_norm=section.clip_norm,
         decay=section.decay,
         freeze=freeze,
-        lr_mults=section.lr_mults,
+        lr_mults=section.lr_mults or _layer_factors(section.layer_decay, layers),
     )
+
+
+def _layer_factors(decay: float, layers: Sequence[str]) -> list[tuple[str, float]]:
+    """Return ``lr_mults`` that fall from the last layer, whose factor is 1, to the first."""
+    if decay == 1:
+        return []
+    return [(regex, decay**depth) for depth, regex in enumerate(reversed(layers))]

@@ -113,6 +113,26 @@ def test_frozen_stages_do_not_train():
         assert frozen == all(jax.tree.leaves(same)), name
 
 
+def test_rates_fall_with_depth():
+    """From the head down, one power per stage; a frozen stem does not matter."""
+    config = helpers.tiny_config(
+        optimizer__layer_decay=0.5, model__frozen_stages=1, optimizer__weight_decay=0.0
+    )
+    config.optimizer.update({"warmup_epochs": 0.0, "momentum": 0.0, "nesterov": False})
+    optimizer = recipe.build(config).optimizer
+    names = ("stem", *(f"stage{i}_block1" for i in range(1, 5)), "head")
+    params = {name: {"kernel": np.ones(2, np.float32)} for name in names}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    peak = 0.4 * 240 / 256
+    factors = [-float(updates[name]["kernel"][0]) / peak for name in names]
+    np.testing.assert_allclose(factors, [0, 0, 1 / 8, 1 / 4, 1 / 2, 1], rtol=1e-6)
+    config.optimizer.lr_mults = (("^head/", 2.0),)
+    with pytest.raises(InputError, match=r"layer_decay and optimizer.lr_mults are both given"):
+        recipe.build(config)
+    with pytest.raises(InputError, match=r"layer_decay must be in \(0, 1\]; got 0.0"):
+        recipe.build(helpers.tiny_config(optimizer__layer_decay=0.0))
+
+
 def test_paper_rates_and_batches():
     """The total learning rates as the paper prints them."""
     for name, rate, batch in (

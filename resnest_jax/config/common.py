@@ -71,5 +71,7 @@ def _optimizer_keys() -> dict[str, Any]:
         # Regular expressions, searched in the paths of parameters: stage1_block1/conv1/kernel.
         "decay": "kernel$",  # parameters with weight decay
         "freeze": "",  # parameters that are not trained; "": none
+        # d: the rates of stages 4 to 1 and the stem are d, d**2, ... of that of the head; 1: equal.
+        "layer_decay": 1.0,
         "lr_mults": (),  # pairs (regular expression, factor of the rate); the first match counts
     }

@@ -26,6 +26,7 @@ from resnest_jax.tasks.parts import Parts
 from resnest_jax.training.task import Variables
 from resnest_jax.weights.pretrained import load_pretrained
 
+LAYERS = ("^stem/", *(f"^stage{stage}_" for stage in range(1, 5)), "^head/")
 HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
 
 
@@ -96,6 +97,7 @@ def build(
         pretrained=_pretrained(config.pretrained, fields | {"in_channels": config.channels}),
         norm_groups=fields["norm_groups"],
         freeze=_freeze(config),
+        layers=LAYERS,
     )
 
 
