@@ -38,6 +38,9 @@ def classification_keys() -> dict[str, Any]:
             "lighting": 0.0,  # standard deviation of the noise along ImageNet's colour axes
             "erasing": 0.0,  # probability of erasing a box
             "repeats": 1,  # augmented copies of an image in a batch
+            # Put the copies far apart, on different devices as in arXiv 1902.05509; False: side by
+            # side, on one device.
+            "spread_repeats": False,
         },
         "mix": {
             "mixup": 0.0,  # a of Beta(a, a); 0: none

@@ -35,6 +35,15 @@ def shuffled(
     return _Repeated(dataset, repeats) if repeats > 1 else dataset
 
 
+def spread(dataset: grain.MapDataset, repeats: int, batch_size: int) -> grain.MapDataset:
+    """Reorder each batch so that the copies of a record lie about B / repeats apart.
+
+    Devices have consecutive parts of a batch: with at least ``repeats`` devices each copy is on
+    another one, as in arXiv 1902.05509. The order does not depend on the devices.
+    """
+    return _Spread(dataset, repeats, batch_size)
+
+
 class _Balanced(grain.MapDataset):
     """Rounds of one record per class."""
 
@@ -61,6 +70,22 @@ def _endless(values: np.ndarray, seed: int) -> grain.MapDataset[int]:
 
 def _at(dataset: grain.MapDataset[int], index: int) -> int:
     return cast(int, dataset[index])  # None is Grain's mark of filtered elements; none are
+
+
+class _Spread(grain.MapDataset):
+    """The elements of each batch: first copies of all records, then second ones, and so on."""
+
+    def __init__(self, parent: grain.MapDataset, repeats: int, batch_size: int):
+        super().__init__(parent)
+        positions = np.arange(batch_size)
+        self._positions = np.argsort(positions % repeats, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int) -> Any:
+        step, position = divmod(index, len(self._positions))
+        return self._parent[step * len(self._positions) + int(self._positions[position])]
 
 
 class _Repeated(grain.MapDataset):

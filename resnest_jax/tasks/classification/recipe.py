@@ -147,6 +147,7 @@ def _batches(
         or config.batch_size // config.parallel.accumulate,
         seed=config.seed,
         repeats=augment.pop("repeats"),
+        spread_repeats=augment.pop("spread_repeats"),
         balanced=config.sampling == "balanced",
         unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
         **config.loader,
