@@ -11,10 +11,12 @@ import pytest
 
 import resnest_jax
 from resnest_jax import recipe
+from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.training.checkpoints import latest_folder, restore_variables
 from resnest_jax.training.state import create_state, initial_state
 from resnest_jax.training.step import make_train_step, split_batch
 
@@ -110,6 +112,24 @@ def test_frozen_stages_do_not_train():
     for name in before.params:
         same = jax.tree.map(np.array_equal, after.params[name], before.params[name])
         frozen = name in ("stem", "stage1_block1", "stage2_block1")
+        assert frozen == all(jax.tree.leaves(same)), name
+
+
+def test_a_run_starts_from_the_weights_of_another():
+    """The weights are those of its last checkpoint; frozen stages stay as they were."""
+    other = golden.FOLDER / "run_v0"
+    stored = json.loads((other / "config.json").read_text())
+    config = complete(stored | {"pretrained": {"weights": str(other), "train": "all"}})
+    config.model.frozen_stages, config.optimizer.warmup_epochs = 2, 0.0
+    run = recipe.build(config)
+    before = jax.device_get(initial_state(run))
+    loaded = restore_variables(latest_folder(other))
+    jax.tree.map(np.testing.assert_array_equal, dict(before.params), loaded["params"])
+    jax.tree.map(np.testing.assert_array_equal, dict(before.batch_stats), loaded["batch_stats"])
+    after, _ = jax.jit(make_train_step(run))(before, next(run.batches.train(0)))
+    for name in before.params:
+        same = jax.tree.map(np.array_equal, after.params[name], before.params[name])
+        frozen = name == "stem" or name.startswith(("stage1", "stage2"))
         assert frozen == all(jax.tree.leaves(same)), name
 
 
