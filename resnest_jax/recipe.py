@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from resnest_jax.training.distributed import main_first
 from resnest_jax.training.mesh import check_batch_size
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
 from resnest_jax.training.run import Run, TrainOptions
+from resnest_jax.training.tracker import open_wandb
 
 # A task's recipe has ``open_dataset(config)``, ``check(config)`` and
 # ``build(config, dataset, steps_per_epoch, workdir)``, which returns a ``Parts``.
@@ -50,6 +52,7 @@ def build(config: ConfigDict, workdir: Path | None = None) -> Run:
         pretrained=parts.pretrained,
         new_modules=parts.new_modules,
         notes=dataset.notes,
+        tracker=partial(open_wandb, config=config.to_dict()) if config.tracker == "wandb" else None,
     )
 
 

@@ -141,7 +141,7 @@ class PixelBatches:
         )
 
 
-def make_run(**options) -> Run:
+def make_run(tracker=None, **options) -> Run:
     """Make a run of this task."""
     steps = 24
     schedule = make_schedule(
@@ -159,7 +159,7 @@ def make_run(**options) -> Run:
         eval_every=6,
         **options,
     )
-    return Run(PixelTask(), PixelBatches(), optimizer, schedule, chosen)
+    return Run(PixelTask(), PixelBatches(), optimizer, schedule, chosen, tracker=tracker)
 
 
 def train(workdir: pathlib.Path, **options) -> dict:

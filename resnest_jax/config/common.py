@@ -22,6 +22,7 @@ def common_keys() -> dict[str, Any]:
         "epochs": 0.0,
         "steps": 0,
         "log_every_steps": 50,
+        "tracker": "none",  # or "wandb": metrics go to Weights & Biases too
         # Evaluate and save a checkpoint this often: the steps if positive, else the epochs.
         "eval_every_epochs": 1.0,
         "eval_every_steps": 0,

@@ -54,7 +54,7 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
         print("compiling the training step", flush=True)
     with (
         Preemption() as preemption,
-        MetricsWriter(workdir, start) as writer,
+        MetricsWriter(workdir, start, run.tracker) as writer,
         contextlib.closing(run.batches.train(start_step=start)) as stream,
     ):
         for step in range(start + 1, end + 1):
@@ -71,7 +71,7 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                 writer.write(step, values)
                 shown = {"loss": f"{values['loss']:.4f}"}
                 if math.isfinite(rate):  # not that of the step that compiled
-                    writer.write_tensorboard(step, {"images_per_second": rate})
+                    writer.write_others(step, {"images_per_second": rate})
                     shown["rate"] = f"{rate:.0f} images/s"
                 console.show(step, **shown)
                 checkpoints.check()

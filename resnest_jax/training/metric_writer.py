@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from resnest_jax.files import write_atomic
 from resnest_jax.training.distributed import is_main
+from resnest_jax.training.tracker import Tracker
 
 METRICS = "metrics.jsonl"
 
@@ -25,11 +27,18 @@ class MetricsWriter:
     """Context manager that writes metrics by step to all sinks, in the main process.
 
     ``metrics.jsonl`` holds only values that config and seed determine, so that two runs can be
-    compared line by line; rates go to TensorBoard and the console.
+    compared line by line; rates go to the other sinks and the console.
     """
 
-    def __init__(self, workdir: Path, start_step: int):
-        """Open the sinks; drop entries after ``start_step``, which will be written again."""
+    def __init__(
+        self, workdir: Path, start_step: int, tracker: Callable[[Path], Tracker] | None = None
+    ):
+        """Open the sinks; drop entries after ``start_step``, which will be written again.
+
+        Args:
+          tracker: see ``Run``.
+        """
+        self._tracker = tracker(workdir) if tracker and is_main() else None
         self._sinks: tuple[TextIO, tensorboardX.SummaryWriter] | None = None
         if not is_main():
             return
@@ -42,20 +51,24 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._tracker:
+            self._tracker.finish(exit_code=int(kind is not None))
         for sink in self._sinks or ():
             sink.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one line to ``metrics.jsonl`` and the same values to TensorBoard."""
+        """Write one line to ``metrics.jsonl`` and the same values to the other sinks."""
         if self._sinks:
             file, _ = self._sinks
             file.write(json.dumps({"step": step, **metrics}) + "\n")
             file.flush()
-        self.write_tensorboard(step, metrics)
+        self.write_others(step, metrics)
 
-    def write_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
-        """Write values that differ from run to run, such as rates, to TensorBoard only."""
+    def write_others(self, step: int, metrics: dict[str, float]) -> None:
+        """Write values that differ from run to run, such as rates: not to ``metrics.jsonl``."""
+        if self._tracker:
+            self._tracker.log({"step": step, **metrics})
         if self._sinks:
             _, events = self._sinks
             for name, value in metrics.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import optax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 
 from resnest_jax.training.mesh import make_mesh
 from resnest_jax.training.task import Batches, Task, Variables
+from resnest_jax.training.tracker import Tracker
 
 
 class TrainOptions(NamedTuple):
@@ -47,6 +49,7 @@ class Run:
       mesh: all devices of all processes along one axis.
       pretrained: loads the initial variables, without those of ``new_modules``; None: all are new.
       notes: lines to print at start.
+      tracker: opens the run of a workdir in a tracker that gets the metrics; None: no tracker.
       new_modules: top-level modules that are new even if the others are pretrained.
     """
 
@@ -59,3 +62,4 @@ class Run:
     pretrained: Callable[[], Variables] | None = None
     new_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tracker: Callable[[Path], Tracker] | None = None
