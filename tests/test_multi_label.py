@@ -12,6 +12,7 @@ from small_net import SmallNet
 from resnest_jax import recipe
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
+from resnest_jax.tasks.classification import predict
 from resnest_jax.tasks.classification.multi_label import (
     MeanAveragePrecision,
     MultiLabel,
@@ -19,7 +20,9 @@ from resnest_jax.tasks.classification.multi_label import (
 )
 from resnest_jax.training.checkpoints import Checkpoints
 from resnest_jax.training.loop import fit
+from resnest_jax.training.state import initial_state
 from resnest_jax.training.task import EvalOutput
+from resnest_jax.workdir import claim_workdir
 
 NAMES = ("blue", "green", "red")
 
@@ -172,6 +175,32 @@ def test_it_learns_which_colours_are_there(tmp_path):
         summary = fit(run, checkpoints, tmp_path)
     assert summary["best_eval_map"] == summary["eval_map"] > 0.9
     assert "eval_top1" not in summary
+
+
+def test_predict_prints_the_likely_classes_of_a_run(tmp_path, capsys):
+    """A run of grey images whose head gives every image the same logits."""
+    write_table(tmp_path / "list.csv", numbered(["red;blue", "green"] * 5))
+    config = helpers.tiny_config(
+        dataset=f"csv:{tmp_path}/list.csv", multi_label=True, channels=1, batch_size=8
+    )
+    config.loss.update({"name": "sigmoid", "label_smoothing": 0.0})
+    run = recipe.build(config)
+    state = initial_state(run)
+    head = {"kernel": 0 * state.params["head"]["kernel"], "bias": np.float32([1.0, -3.0, 2.0])}
+    state = state.replace(params={**state.params, "head": head})
+    workdir = tmp_path / "run"
+    with (
+        claim_workdir(workdir, config),
+        Checkpoints(workdir, keep_last=1, best_metric="eval_map") as checkpoints,
+    ):
+        checkpoints.save(state, {"eval_map": 0.0}, {})
+    lines = {0.5: ["  88.08 %  red", "  73.11 %  blue"], 0.8: ["  88.08 %  red"], 0.9: []}
+    for threshold, expected in lines.items():
+        files, weights = [str(tmp_path / "000.png")], str(tmp_path / "run")
+        assert predict.run(files, weights=weights, threshold=threshold) == 0
+        assert capsys.readouterr().out.splitlines() == [*files, *expected]
+    with pytest.raises(InputError, match="are for runs with one label per image"):
+        predict.run(files, weights=weights, outputs=predict.Outputs(tmp_path / "why.png"))
 
 
 class Fixed:

@@ -19,10 +19,10 @@ class FakeRun:
     """What ``wandb.init`` returns."""
 
     def __init__(self, **arguments):
-        self.arguments, self.logged, self.axis, self.exit_code = arguments, [], None, None
+        self.arguments, self.logged, self.axes, self.exit_code = arguments, [], {}, None
 
-    def define_metric(self, name, step_metric):
-        self.axis = name, step_metric
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
 
     def log(self, data):
         self.logged.append(data)
@@ -63,7 +63,7 @@ def test_a_resumed_run_keeps_its_id_and_the_metrics_are_those_of_the_file(opened
     assert first.arguments["resume"] == "allow"
     assert len(first.arguments["id"]) == 8
     assert (first.arguments["name"], first.arguments["config"]) == (tmp_path.name, config)
-    assert first.axis == ("*", "step")
+    assert first.axes == {"step": None, "*": "step"}
     assert first.logged == [{"step": 1, "loss": 2.0}, {"step": 1, "images_per_second": 9.0}]
     assert second.logged == [{"step": 2, "loss": 1.0}]
     assert (first.exit_code, second.exit_code) == (0, 1)

@@ -55,6 +55,7 @@ def open_wandb(workdir: Path, config: dict[str, Any]) -> Tracker:
             "WANDB_MODE=offline"
         ) from error
     # Not wandb's own steps, which never go back: a run that resumes from a checkpoint does.
+    run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
 
