@@ -79,7 +79,7 @@ def test_a_file_for_each_split_with_one_label_per_image(tmp_path):
         ("", "line 1: the header must be file,label; got ''"),
         ("file,label,size\n", "line 1: the header must be file,label; got 'file,label,size'"),
         ("image,label\n", "line 1: the header must be file,label; got 'image,label'"),
-        ("file,label\n", "has no labels"),
+        ("file,label\n", "lists no images"),
         ("file,label\n0.png,\n", "has no labels"),
         ("file,label\n0.png,a\n\n9.png,a\n", r"line 4: no such file: .*9\.png"),
         ("file,label\n,a\n", "line 2: no such file"),

@@ -107,6 +107,8 @@ def _read(path: Path, multi_label: bool) -> list[_Row]:
         if file in rows:
             raise InputError(f"{place}: {file} is listed before, in {rows[file].place}")
         rows[file] = _Row(file, _labels(fields["label"], multi_label, place), place)
+    if not rows:
+        raise InputError(f"{path} lists no images")
     return list(rows.values())
 
 

@@ -15,6 +15,7 @@ from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.run import Run
 
 COLUMNS = 8
+MOST_LABELS = 5  # shown, if an image has any number of them
 SHOWN_WEIGHT = 0.02  # in a target; smoothing gives less to each class
 
 
@@ -47,6 +48,7 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
         images, targets = batch["image"][valid], batch["label"][valid]
         if targets.ndim == 1:
             targets = np.eye(task.num_classes)[targets]
+    most = 2 if batch["label"].ndim == 1 else MOST_LABELS  # an image and its partner
     rows = math.ceil(len(images) / COLUMNS)
     figure = matplotlib.figure.Figure(figsize=(2 * COLUMNS, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -55,12 +57,12 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
     for axes, image, target in zip(panels, images, np.asarray(targets), strict=False):
         # The last three are for grey images.
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(_label(target, run.batches.class_names), fontsize=7)
+        axes.set_title(_label(target, run.batches.class_names, most), fontsize=7)
     with writing("output", path):
         figure.savefig(path, dpi=100, format="png")
 
 
-def _label(target: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """Return the classes of a target with their weights, the larger first."""
-    order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:2]
+def _label(target: np.ndarray, class_names: tuple[str, ...], most: int) -> str:
+    """Return up to ``most`` classes of a target with their weights, the larger first."""
+    order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:most]
     return "\n".join(f"{target[i]:.2f} {class_names[i]}" for i in order)
