@@ -12,7 +12,7 @@ from small_net import SmallNet
 from resnest_jax import recipe
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.classification import predict
+from resnest_jax.tasks.classification import evaluate, predict
 from resnest_jax.tasks.classification.multi_label import (
     MeanAveragePrecision,
     MultiLabel,
@@ -199,6 +199,15 @@ def test_predict_prints_the_likely_classes_of_a_run(tmp_path, capsys):
         files, weights = [str(tmp_path / "000.png")], str(tmp_path / "run")
         assert predict.run(files, weights=weights, threshold=threshold) == 0
         assert capsys.readouterr().out.splitlines() == [*files, *expected]
+    best = evaluate.run(None, weights, "best")
+    assert best["step"] == 0
+    truth = np.array([[1, 0, 1], [0, 1, 0]])  # the held out rows; all images have equal scores
+    assert best["eval_map"] == pytest.approx(truth.mean())
+    p = 1 / (1 + np.exp([-1.0, 3.0, -2.0]))
+    expected = -np.log(np.where(truth, p, 1 - p)).mean()
+    assert best["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(InputError, match="are for runs with one label per image"):
+        evaluate.run(None, weights, options=evaluate.Options(tta=("flip",)))
     with pytest.raises(InputError, match="are for runs with one label per image"):
         predict.run(files, weights=weights, outputs=predict.Outputs(tmp_path / "why.png"))
 

@@ -4,7 +4,9 @@ from typing import Any
 
 from ml_collections.config_dict import FieldReference, placeholder
 
-BEST_METRIC = "eval_top1"  # selects the best checkpoint
+# They select the best checkpoint.
+BEST_METRIC = "eval_top1"
+BEST_METRIC_OF_MULTI_LABEL = "eval_map"
 
 
 def classification_keys() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from resnest_jax.config.classification import BEST_METRIC_OF_MULTI_LABEL
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.classification.task import Classification, apply_model
@@ -23,7 +24,7 @@ class MultiLabel(Classification):
       InputError: if the loss is not ``sigmoid``, or labels are smoothed.
     """
 
-    best_metric = "eval_map"
+    best_metric = BEST_METRIC_OF_MULTI_LABEL
     curves = {
         "loss": {"loss": "train", "eval_loss": "eval"},
         "mean average precision (%)": {"eval_map": "eval"},
