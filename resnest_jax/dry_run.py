@@ -25,6 +25,7 @@ from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step
 from resnest_jax.training.task import HostBatch
+from resnest_jax.training.tracker import check_tracker
 from resnest_jax.workdir import CONFIG, PARAMETERS, check_workdir
 
 FOLDER = "dry_run"
@@ -47,6 +48,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     """
     folder = workdir / FOLDER
     config = complete(config)
+    check_tracker(config.tracker)
     run = recipe.build(config, folder)
     check_workdir(workdir, config)
     check_classes(run, workdir)

@@ -38,6 +38,14 @@ EMBEDDINGS = flags.DEFINE_string(
     "NPZ to write: files, and embeddings, the pooled features before the head.",
     flag_values=FLAGS,
 )
+THRESHOLD = flags.DEFINE_float(
+    "threshold",
+    predict.THRESHOLD,
+    "Least probability of the classes that are printed, for a run with multi_label.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -54,6 +62,7 @@ def main(argv: list[str]) -> int:
             cli.optional(cli.output_path, PREDICTIONS),
             cli.optional(cli.output_path, EMBEDDINGS),
         ),
+        threshold=THRESHOLD.value,
     )
 
 

@@ -1,6 +1,8 @@
 """Build a run from a config."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,7 @@ from resnest_jax.training.distributed import main_first
 from resnest_jax.training.mesh import check_batch_size
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
 from resnest_jax.training.run import Run, TrainOptions
+from resnest_jax.training.tracker import open_wandb
 
 # A task's recipe has ``open_dataset(config)``, ``check(config)`` and
 # ``build(config, dataset, steps_per_epoch, workdir)``, which returns a ``Parts``.
@@ -46,26 +49,33 @@ def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = T
     return Run(
         parts.task,
         parts.batches,
-        _optimizer(config, schedule, options.freeze),
+        _optimizer(config, schedule, options.freeze, parts.layers),
         schedule,
         options,
         pretrained=parts.pretrained,
         new_modules=parts.new_modules,
         notes=dataset.notes,
+        tracker=partial(open_wandb, config=config.to_dict()) if config.tracker == "wandb" else None,
     )
 
 
 def _check(config: ConfigDict) -> None:
     """Raise InputError for a common key that is out of range."""
     if not config.dataset:
-        raise InputError("dataset is missing; set it to a TFDS name or folder:PATH")
+        raise InputError("dataset is missing; set it to a TFDS name, folder:PATH or csv:PATH")
     if config.log_every_steps <= 0:
         raise InputError(f"log_every_steps must be positive; got {config.log_every_steps}")
     if not 0 <= config.optimizer.ema_decay < 1:
         raise InputError(f"optimizer.ema_decay must be in [0, 1); got {config.optimizer.ema_decay}")
+    layer_decay = config.optimizer.layer_decay
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"optimizer.layer_decay must be in (0, 1]; got {layer_decay}")
+    if layer_decay < 1 and config.optimizer.lr_mults:
+        raise InputError("optimizer.layer_decay and optimizer.lr_mults are both given; use one")
     for field, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluation.batch_size", config.evaluation.batch_size),
+        ("patience", config.patience),
     ):
         if value < 0:
             raise InputError(f"{field} must not be negative; got {value}")
@@ -99,6 +109,7 @@ def _options(
             "eval_every_{}", config.eval_every_epochs, config.eval_every_steps, steps_per_epoch
         ),
         save_every=config.checkpoint.every_steps,
+        patience=config.patience,
         ema_decay=config.optimizer.ema_decay,
         accumulate=config.parallel.accumulate,
         shard_optimizer=config.parallel.shard_optimizer,
@@ -130,7 +141,7 @@ def _schedule(config: ConfigDict, steps_per_epoch: float, total_steps: int) -> o
 
 
 def _optimizer(
-    config: ConfigDict, schedule: optax.Schedule, freeze: str
+    config: ConfigDict, schedule: optax.Schedule, freeze: str, layers: Sequence[str]
 ) -> optax.GradientTransformation:
     section = config.optimizer
     return make_optimizer(
@@ -139,7 +150,15 @@ def _optimizer(
         momentum=section.momentum,
         nesterov=section.nesterov,
         weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
         decay=section.decay,
         freeze=freeze,
-        lr_mults=section.lr_mults,
+        lr_mults=section.lr_mults or _layer_factors(section.layer_decay, layers),
     )
+
+
+def _layer_factors(decay: float, layers: Sequence[str]) -> list[tuple[str, float]]:
+    """Return ``lr_mults`` that fall from the last layer, whose factor is 1, to the first."""
+    if decay == 1:
+        return []
+    return [(regex, decay**depth) for depth, regex in enumerate(reversed(layers))]

@@ -15,6 +15,7 @@ from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.loop import fit
 from resnest_jax.training.run import Run
+from resnest_jax.training.tracker import check_tracker
 from resnest_jax.weights.card import Card, check_class_names, write_card
 from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir
 
@@ -40,6 +41,7 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
     config = complete(config)
     if from_step is not None:
         check_step(workdir, from_step)  # before the config is written
+    check_tracker(config.tracker)
     run = recipe.build(config, workdir)
     check_classes(run, workdir)
     free = FREE_SECTIONS if from_step is None else FREE_SECTIONS + CHANGEABLE

@@ -50,7 +50,7 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FRE
     when they are restored.
 
     Args:
-      free: sections and keys that may differ. A folder of images may be elsewhere, too.
+      free: sections and keys that may differ. A folder of images or its list may be elsewhere.
 
     Raises:
       InputError: if it has; the message names every key that differs.
@@ -68,7 +68,7 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FRE
         if stored.get(key) != given.get(key) and key.split(".")[0] not in free
     ]
     folders = str(stored.get("dataset")), str(given.get("dataset"))
-    if folders[0] != folders[1] and all(name.startswith("folder:") for name in folders):
+    if folders[0] != folders[1] and _same_kind_of_path(*folders):
         changed = [text for text in changed if not text.startswith("dataset:")]
         print(f"dataset: {folders[1]}, before {folders[0]}: it must hold the same images")
     if changed:
@@ -82,6 +82,10 @@ def check_workdir(workdir: Path, config: ConfigDict, free: tuple[str, ...] = FRE
 def holds_run(path: Path) -> bool:
     """Return whether a directory is that of a run, maybe of one that has lost its config."""
     return (path / CONFIG).is_file() or latest_step(path) is not None
+
+
+def _same_kind_of_path(*datasets: str) -> bool:
+    return any(all(name.startswith(kind) for name in datasets) for kind in ("folder:", "csv:"))
 
 
 def load_config(workdir: Path) -> ConfigDict:

@@ -141,7 +141,7 @@ class PixelBatches:
         )
 
 
-def make_run(**options) -> Run:
+def make_run(tracker=None, **options) -> Run:
     """Make a run of this task."""
     steps = 24
     schedule = make_schedule(
@@ -159,13 +159,13 @@ def make_run(**options) -> Run:
         eval_every=6,
         **options,
     )
-    return Run(PixelTask(), PixelBatches(), optimizer, schedule, chosen)
+    return Run(PixelTask(), PixelBatches(), optimizer, schedule, chosen, tracker=tracker)
 
 
-def train(workdir: pathlib.Path) -> dict:
+def train(workdir: pathlib.Path, **options) -> dict:
     """Train in a directory; resume from its last checkpoint."""
     workdir.mkdir(parents=True, exist_ok=True)
-    run = make_run()
+    run = make_run(**options)
     with Checkpoints(workdir, keep_last=2, best_metric=run.task.best_metric) as checkpoints:
         return fit(run, checkpoints, workdir)
 

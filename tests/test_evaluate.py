@@ -148,6 +148,7 @@ def test_published_weights_on_synsets(digits, tmp_path, monkeypatch):
     variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     monkeypatch.setattr(classifier, "fetch", lambda name: tmp_path / "x")
     monkeypatch.setattr(classifier, "load_pretrained", lambda *_, **__: (model, variables))
+    monkeypatch.setattr(evaluate, "input_channels", lambda _: 3)  # which knows ResNeSts only
     options = Options(f"folder:{tmp_path}", sizes=(32,), output=tmp_path / "out")
     figures = evaluate.run("resnest50", "published", "last", options)
     assert "published_top1" not in figures  # which is of all classes

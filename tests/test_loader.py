@@ -117,6 +117,25 @@ def test_repeated_images_are_augmented_in_other_ways():
     assert (images != images[:, :1]).any(-1)[:, 1:].any(-1).sum() >= 7
 
 
+@pytest.mark.parametrize(("size", "repeats", "devices"), [(24, 3, 4), (16, 3, 4), (8, 2, 2)])
+def test_spread_copies_are_on_different_devices(size, repeats, devices):
+    """Each batch has the same images as without it, in another order; keys follow."""
+
+    def labels(spread):
+        options = {"repeats": repeats, "batch_size": size, "spread_repeats": spread}
+        batches = make_batches(Numbered(30), ((0, TrainTransform(8)),), **options)
+        assert batches.train_keys(2) == [
+            f"numbered#{label}" for label in take(batches.train(2), 1)[0]["label"]
+        ]
+        return [batch["label"] for batch in take(batches.train(0), 3)]
+
+    for together, apart in zip(labels(False), labels(True), strict=True):
+        assert sorted(apart) == sorted(together)
+        parts = apart.reshape(devices, -1)
+        assert all(len(set(part.tolist())) == len(part) for part in parts)
+        assert len(set(together.reshape(devices, -1)[0].tolist())) < len(parts[0])
+
+
 def test_specs_are_the_shapes_of_the_batches():
     batches = make_batches(Numbered(20), ((0, TrainTransform(6)), (2, TrainTransform(8))))
     for spec, batch in zip(batches.train_specs(), take(batches.train(1), 2), strict=True):

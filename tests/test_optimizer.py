@@ -279,6 +279,22 @@ def test_lamb_against_numpy(factor):
     assert_close(actual, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["sgd", "lamb"])
+@pytest.mark.parametrize(("limit", "freeze"), [(0.7, ""), (0.7, HEAD), (1e3, ""), (math.inf, "")])
+def test_clipping_scales_the_whole_gradient(name, limit, freeze):
+    """As the optimiser without a limit, with a gradient that NumPy scales to the norm."""
+    fields = {"sgd": SGD, "lamb": LAMB}[name] | {"freeze": freeze}
+    clipped = make_optimizer(falling, **fields, clip_norm=limit)
+    free = make_optimizer(falling, **fields, clip_norm=math.inf)
+    params, grads = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
+    trained = grads["head"] if freeze else grads
+    norm = math.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(trained)))
+    scaled = jax.tree.map(lambda g: np.float32(g * min(1, limit / norm)), grads)
+    found, _ = clipped.update(grads, clipped.init(params), params)
+    expected, _ = free.update(scaled, free.init(params), params)
+    assert_close(found, expected)
+
+
 def old_optimizer(name, head=False):
     """Return the optimiser of runs from before ``freeze``, ``decay`` and ``lr_mults``."""
 
@@ -354,6 +370,8 @@ def test_every_path_is_a_slash_between_names():
         ({"momentum": math.nan}, r"optimizer.momentum must be in \[0, 1\); got nan"),
         ({"weight_decay": math.nan}, "optimizer.weight_decay must .*got nan"),
         ({"weight_decay": math.inf}, "optimizer.weight_decay must .*got inf"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm must not be negative; got -1.0"),
+        ({"clip_norm": math.nan}, "optimizer.clip_norm must not be negative; got nan"),
         ({"name": "lamb"}, "optimizer.nesterov must be False"),
         ({"decay": "("}, r"optimizer.decay must be a regular expression; got '\('"),
         ({"decay": ""}, "optimizer.decay must be a regular expression"),

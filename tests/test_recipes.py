@@ -11,10 +11,12 @@ import pytest
 
 import resnest_jax
 from resnest_jax import recipe
+from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.training.checkpoints import latest_folder, restore_variables
 from resnest_jax.training.state import create_state, initial_state
 from resnest_jax.training.step import make_train_step, split_batch
 
@@ -113,6 +115,44 @@ def test_frozen_stages_do_not_train():
         same = jax.tree.map(np.array_equal, after.params[name], before.params[name])
         frozen = name in ("stem", "stage1_block1", "stage2_block1")
         assert frozen == all(jax.tree.leaves(same)), name
+
+
+def test_a_run_starts_from_the_weights_of_another():
+    """The weights are those of its last checkpoint; frozen stages stay as they were."""
+    other = golden.FOLDER / "run_v0"
+    stored = json.loads((other / "config.json").read_text())
+    config = complete(stored | {"pretrained": {"weights": str(other), "train": "all"}})
+    config.model.frozen_stages, config.optimizer.warmup_epochs = 2, 0.0
+    run = recipe.build(config)
+    before = jax.device_get(initial_state(run))
+    loaded = restore_variables(latest_folder(other))
+    jax.tree.map(np.testing.assert_array_equal, dict(before.params), loaded["params"])
+    jax.tree.map(np.testing.assert_array_equal, dict(before.batch_stats), loaded["batch_stats"])
+    after, _ = jax.jit(make_train_step(run))(before, next(run.batches.train(0)))
+    for name in before.params:
+        same = jax.tree.map(np.array_equal, after.params[name], before.params[name])
+        frozen = name == "stem" or name.startswith(("stage1", "stage2"))
+        assert frozen == all(jax.tree.leaves(same)), name
+
+
+def test_rates_fall_with_depth():
+    """From the head down, one power per stage; a frozen stem does not matter."""
+    config = helpers.tiny_config(
+        optimizer__layer_decay=0.5, model__frozen_stages=1, optimizer__weight_decay=0.0
+    )
+    config.optimizer.update({"warmup_epochs": 0.0, "momentum": 0.0, "nesterov": False})
+    optimizer = recipe.build(config).optimizer
+    names = ("stem", *(f"stage{i}_block1" for i in range(1, 5)), "head")
+    params = {name: {"kernel": np.ones(2, np.float32)} for name in names}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    peak = 0.4 * 240 / 256
+    factors = [-float(updates[name]["kernel"][0]) / peak for name in names]
+    np.testing.assert_allclose(factors, [0, 0, 1 / 8, 1 / 4, 1 / 2, 1], rtol=1e-6)
+    config.optimizer.lr_mults = (("^head/", 2.0),)
+    with pytest.raises(InputError, match=r"layer_decay and optimizer.lr_mults are both given"):
+        recipe.build(config)
+    with pytest.raises(InputError, match=r"layer_decay must be in \(0, 1\]; got 0.0"):
+        recipe.build(helpers.tiny_config(optimizer__layer_decay=0.0))
 
 
 def test_paper_rates_and_batches():
@@ -221,7 +261,7 @@ def test_sigmoid_loss_takes_every_mixed_class_to_be_there():
     labels = np.array([0, 1, 2, 1])
     batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": labels}
     task = Classification(Fixed(), 3, 8, loss_name="sigmoid", mixing=Mixing(mixup=50.0))
-    _, targets = task.inputs(jax.random.key(0), batch)
+    _, targets, _ = task.inputs(jax.random.key(0), batch)
     share = np.sort(np.asarray(targets)[0])  # near one half, so the threshold does not matter
     np.testing.assert_allclose(share[-2:], 0.5, atol=0.2)
     loss, _ = task.loss({}, batch, jax.random.key(7), 0.0)

@@ -119,6 +119,25 @@ def test_eight_devices_equal_one():
         np.testing.assert_allclose(eight, one, rtol=1e-5, atol=1e-6)
 
 
+def test_accumulated_gradients_are_clipped_as_one():
+    """The update has the norm of the limit; the logged norm is that before clipping."""
+    task, batch = small_task(norm="frozen"), random_batch(32)
+    variables = jax.jit(task.init)(jax.random.key(0))
+    norms = []
+    for parts in (1, 4):
+        optimizer = make_optimizer(
+            lambda step: 1.0, name="sgd", momentum=0, nesterov=False, weight_decay=0, clip_norm=0.01
+        )
+        state = create_state(variables, optimizer)
+        run = make_run(task, optimizer, accumulate=parts)
+        after, metrics = jax.jit(make_train_step(run))(state, batch)
+        update = jax.tree.map(jnp.subtract, after.params, state.params)
+        np.testing.assert_allclose(optax.tree.norm(update), 0.01, rtol=1e-3)
+        norms.append(float(metrics["grad_norm"]))
+    assert norms[0] > 0.02
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+
+
 def state_of(workdir, config):
     """Return the stored state as arrays."""
     run = recipe.build(config)
@@ -295,6 +314,7 @@ def test_statistics_that_are_not_finite_are_named(tmp_path):
         ({"batch_size": 12}, "batch_size 12 must be a positive multiple of the 8 devices"),
         ({"batch_size": 2000}, "batch_size 2000 must not exceed the 1437 training images"),
         ({"epochs": 0.0}, "epochs must be positive"),
+        ({"patience": -1}, "patience must not be negative; got -1"),
         ({"image_size": 31}, "image_size must be a side of at least 32 pixels"),
         ({"image_size": (0, 32)}, "image_size must be a side .* or pairs"),
         ({"image_size": ((0, "32"),)}, "image_size must be a side .* or pairs"),

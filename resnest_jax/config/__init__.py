@@ -18,10 +18,10 @@ TASKS: dict[str, Callable[[], dict[str, Any]]] = {"classification": classificati
 # Old key -> new key, for stored configs.
 RENAMED = {"model.expression": "model.implementation"}
 # Sections and keys that do not affect results: they may change when a run is resumed.
-FREE_SECTIONS = ("loader", "checkpoint", "log_every_steps")
+FREE_SECTIONS = ("loader", "checkpoint", "log_every_steps", "tracker")
 # What may change too when a run goes back to a checkpoint that is named.
 CHANGEABLE = ("optimizer", "loss", "augment", "mix", "epochs", "steps", "evaluation")
-CHANGEABLE += ("eval_every_epochs", "eval_every_steps")
+CHANGEABLE += ("eval_every_epochs", "eval_every_steps", "patience")
 
 _TYPES = {
     bool: "True or False",

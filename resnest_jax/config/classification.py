@@ -4,22 +4,30 @@ from typing import Any
 
 from ml_collections.config_dict import FieldReference, placeholder
 
-BEST_METRIC = "eval_top1"  # selects the best checkpoint
+# They select the best checkpoint.
+BEST_METRIC = "eval_top1"
+BEST_METRIC_OF_MULTI_LABEL = "eval_map"
 
 
 def classification_keys() -> dict[str, Any]:
     """Return the keys of classification with their defaults."""
     return {
         "model": resnest_keys(),
+        "channels": 3,  # of the images: 1 grey, 3 RGB, 4 RGB and opacity
         # Side of the training images, or pairs (epoch, side) from epoch 0: ((0, 128), (5, 160)).
         "image_size": FieldReference(224, field_type=object),
         "eval_image_size": 224,
         # Part of a test image: "whole", "authors" or a fraction of its short side ("0.875").
         "eval_crop": "authors",
+        # True: an image has any number of labels. Needs dataset "csv:PATH" and the sigmoid loss.
+        "multi_label": False,
+        "sampling": "uniform",  # or "balanced": every class equally often in training
         "loss": {
             "name": "softmax",  # or "sigmoid": binary cross-entropy
             "label_smoothing": 0.0,
             "smooth_over": "all",  # classes that share the smoothing: "all", or the "others"
+            # "balanced", or pairs (class, weight): (("dog", 2.0),); (): all classes weigh the same.
+            "class_weights": (),
         },
         "augment": {
             "crop": "center",  # or "inception", "efficientnet": random crops
@@ -32,6 +40,9 @@ def classification_keys() -> dict[str, Any]:
             "lighting": 0.0,  # standard deviation of the noise along ImageNet's colour axes
             "erasing": 0.0,  # probability of erasing a box
             "repeats": 1,  # augmented copies of an image in a batch
+            # Put the copies far apart, on different devices as in arXiv 1902.05509; False: side by
+            # side, on one device.
+            "spread_repeats": False,
         },
         "mix": {
             "mixup": 0.0,  # a of Beta(a, a); 0: none

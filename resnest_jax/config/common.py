@@ -12,7 +12,7 @@ def common_keys() -> dict[str, Any]:
     return {
         "task": "classification",
         "seed": 0,
-        # A TFDS name or "folder:PATH"; splits as TFDS writes them, or subfolders.
+        # A TFDS name, "folder:PATH" or "csv:PATH"; splits as TFDS writes them, subfolders or files.
         "dataset": "",
         "train_split": "auto",
         "eval_split": "auto",
@@ -22,9 +22,12 @@ def common_keys() -> dict[str, Any]:
         "epochs": 0.0,
         "steps": 0,
         "log_every_steps": 50,
+        "tracker": "none",  # or "wandb": metrics go to Weights & Biases too
         # Evaluate and save a checkpoint this often: the steps if positive, else the epochs.
         "eval_every_epochs": 1.0,
         "eval_every_steps": 0,
+        # End after this many evaluations in a row without a better headline metric; 0: never.
+        "patience": 0,
         # weights: "none", "published" (fetched by the model's name) or a path; checkpoint of a run:
         # "last", "best" or a step; train: "all" or "head".
         "pretrained": {"weights": "none", "checkpoint": "last", "train": "all"},
@@ -56,6 +59,8 @@ def _optimizer_keys() -> dict[str, Any]:
         "momentum": 0.9,  # for LAMB: beta 1
         "nesterov": False,
         "weight_decay": 0.0,
+        # Largest norm of the gradient of all trained parameters; 0: no limit for SGD, 1 for LAMB.
+        "clip_norm": 0.0,
         "ema_decay": 0.0,  # of a moving average of the weights, which is evaluated; 0: none
         "schedule": "cosine",  # "cosine" and "poly" end at 0; "steps" falls at the boundaries
         # Linear warm-up: the steps if positive, else the epochs.
@@ -68,5 +73,7 @@ def _optimizer_keys() -> dict[str, Any]:
         # Regular expressions, searched in the paths of parameters: stage1_block1/conv1/kernel.
         "decay": "kernel$",  # parameters with weight decay
         "freeze": "",  # parameters that are not trained; "": none
+        # d: the rates of stages 4 to 1 and the stem are d, d**2, ... of that of the head; 1: equal.
+        "layer_decay": 1.0,
         "lr_mults": (),  # pairs (regular expression, factor of the rate); the first match counts
     }

@@ -21,7 +21,7 @@ from resnest_jax.data.loader import (
     eval_batches,
     train_batches,
 )
-from resnest_jax.data.order import shuffled
+from resnest_jax.data.order import shuffled, spread
 from resnest_jax.data.sources.records import Dataset, Records
 from resnest_jax.errors import InputError
 
@@ -45,6 +45,8 @@ class LoaderOptions:
       batch_size, eval_batch_size: images per batch, over all processes.
       seed: seed of order and augmentation.
       repeats: see ``order.shuffled``.
+      spread_repeats: put the copies of a record far apart in the batch.
+      balanced: train on every class equally often.
       workers: see ``loader.train_batches``.
       max_unreadable, unreadable_log: see ``images.Images``.
     """
@@ -53,6 +55,8 @@ class LoaderOptions:
     eval_batch_size: int
     seed: int = 0
     repeats: int = 1
+    spread_repeats: bool = False
+    balanced: bool = False
     workers: int = 0
     max_unreadable: int = 0
     unreadable_log: Path | None = None
@@ -139,6 +143,7 @@ class Batches(EvalBatches):
             dataset.train, options.max_unreadable, options.unreadable_log, decode
         )
         self._transforms = train_transforms
+        self._labels = dataset.train.labels() if options.balanced else None
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
     def train(self, start_step: int) -> HostBatches:
@@ -176,4 +181,8 @@ class Batches(EvalBatches):
         )
 
     def _order(self, dataset: grain.MapDataset) -> grain.MapDataset:
-        return shuffled(dataset, self._options.seed, self._options.repeats)
+        options = self._options
+        order = shuffled(dataset, options.seed, options.repeats, self._labels)
+        if options.spread_repeats:
+            order = spread(order, options.repeats, options.batch_size)
+        return order

@@ -75,14 +75,22 @@ def resize_box(image: np.ndarray, box: Box, size: int) -> np.ndarray:
         return part
     shrinks = size <= min(part.shape[:2])
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(part, (size, size), interpolation=interpolation)
+    return _resize(part, size, interpolation)
 
 
 def resize_box_bicubic(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """Resize a box of a (H, W, 3) image to (size, size, 3), bicubic and antialiased (Pillow)."""
+    """Resize a box of a (H, W, C) image to (size, size, C), bicubic and antialiased (Pillow)."""
     left, top, right, bottom = box
-    part = Image.fromarray(image[top:bottom, left:right])  # without the pixels around it
-    return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC))
+    part = image[top:bottom, left:right]  # without the pixels around it
+
+    def resize(pixels: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(pixels)
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+
+    if part.shape[2] == 3:
+        return resize(part)
+    # One by one: Pillow would weight the colours by the opacity.
+    return np.stack([resize(part[..., channel]) for channel in range(part.shape[2])], -1)
 
 
 def resize_and_center_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -97,11 +105,17 @@ def resize_and_center_crop(image: np.ndarray, size: int) -> np.ndarray:
     if side == size:
         return square
     interpolation = cv2.INTER_AREA if size < side else cv2.INTER_CUBIC
-    return cv2.resize(square, (size, size), interpolation=interpolation)
+    return _resize(square, size, interpolation)
+
+
+def _resize(image: np.ndarray, size: int, interpolation: int) -> np.ndarray:
+    """Resize with OpenCV, which drops the axis of one channel."""
+    resized = cv2.resize(image, (size, size), interpolation=interpolation)
+    return resized.reshape(size, size, image.shape[2])
 
 
 def test_crop(image: np.ndarray, size: int, rule: str) -> np.ndarray:
-    """Crop a test image to (size, size, 3) by one of these rules.
+    """Crop a test image (H, W, C) to (size, size, C) by one of these rules.
 
     ``whole``: the centred square, see ``resize_and_center_crop``; ``authors``: size / (size + 32)
     of its side, bicubic, as in their ``verify.py``; a number such as ``0.875``: that fraction of

@@ -12,14 +12,16 @@ from resnest_jax.errors import InputError, one_line
 
 JPEG_SCAN, JPEG_END, PNG_END = b"\xff\xda", b"\xff\xd9", b"IEND"
 ORIENTATION = 0x0112  # EXIF tag
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 # Formats and modes that OpenCV decodes to the same pixels, in less time.
 FAST = {("JPEG", "L"), ("JPEG", "RGB"), ("MPO", "RGB"), ("PNG", "L"), ("PNG", "RGB")}
 
 
-def decode(record: dict[str, Any]) -> np.ndarray:
-    """Decode a record's image to uint8 (H, W, 3), RGB, upright.
+def decode(record: dict[str, Any], channels: int = 3) -> np.ndarray:
+    """Decode a record's image to uint8 (H, W, channels), upright.
 
-    Grey, palette and CMYK images become RGB, the EXIF orientation is applied, alpha is dropped, 16
+    Images of other modes, palettes and CMYK among them, become grey (1 channel, the luma of ITU-R
+    601), RGB (3) or RGBA (4, opaque where there is no alpha). The EXIF orientation is applied, 16
     bits keep the upper 8; an animation gives its first frame.
 
     Raises:
@@ -27,7 +29,7 @@ def decode(record: dict[str, Any]) -> np.ndarray:
         unknown; the message names ``record["key"]``.
     """
     try:
-        return _decode(record["image"])
+        return _decode(record["image"], channels)
     except UnidentifiedImageError:
         reason = "not an image"
     except Exception as error:  # decoders raise many kinds for broken files
@@ -35,9 +37,9 @@ def decode(record: dict[str, Any]) -> np.ndarray:
     raise InputError(f"cannot decode the image {record['key']}: {reason}")
 
 
-def decode_image(record: dict[str, Any]) -> dict[str, Any]:
+def decode_image(record: dict[str, Any], channels: int = 3) -> dict[str, Any]:
     """The record with its image decoded."""
-    return {**record, "image": decode(record)}
+    return {**record, "image": decode(record, channels)}
 
 
 @functools.cache
@@ -47,13 +49,15 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in formats.items() if kind in Image.OPEN)
 
 
-def _decode(encoded: bytes) -> np.ndarray:
+def _decode(encoded: bytes, channels: int) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
-        if (image.format, image.mode) in FAST and "transparency" not in image.info:
+        plain = (image.format, image.mode) in FAST and "transparency" not in image.info
+        if plain and channels == 3:
             fast = _decode_fast(encoded, image.format == "PNG")
             if fast is not None:
                 return _upright(fast, image.getexif().get(ORIENTATION, 1))
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        converted = np.asarray(_convert(ImageOps.exif_transpose(image), MODES[channels]))
+        return converted.reshape(*converted.shape[:2], channels)
 
 
 def _decode_fast(encoded: bytes, is_png: bool) -> np.ndarray | None:
@@ -77,7 +81,7 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels; expected 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
@@ -85,4 +89,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(upper.astype(np.uint8))
     if "transparency" in image.info:  # of a palette, else Pillow warns
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image.convert(mode)

@@ -1,18 +1,25 @@
 """The order of records: those of step n depend only on the seed and n."""
 
-from typing import Any
+from typing import Any, cast
 
 import grain
+import numpy as np
 
 from resnest_jax.errors import InputError
 
 
-def shuffled(dataset: grain.MapDataset, seed: int, repeats: int = 1) -> grain.MapDataset:
-    """Return the data set in the endless order of training: each epoch is a new permutation.
+def shuffled(
+    dataset: grain.MapDataset, seed: int, repeats: int = 1, labels: np.ndarray | None = None
+) -> grain.MapDataset:
+    """Return the data set in the endless order of training.
+
+    Each epoch is a new permutation of the records.
 
     Args:
       seed: 0..2**32-1.
       repeats: copies of each record in a row, each augmented differently (arXiv 1902.05509).
+      labels: classes of the records (N,). If given, every C records are one of each of the C
+        classes, in random order, and the records of each class are permuted separately.
 
     Raises:
       InputError: if an argument is out of range.
@@ -21,8 +28,64 @@ def shuffled(dataset: grain.MapDataset, seed: int, repeats: int = 1) -> grain.Ma
         raise InputError(f"seed must be in 0..2**32-1; got {seed}")
     if repeats < 1:
         raise InputError(f"augment.repeats must be at least 1; got {repeats}")
-    dataset = dataset.seed(seed).shuffle().repeat()
+    if labels is None:
+        dataset = dataset.seed(seed).shuffle().repeat()
+    else:
+        dataset = _Balanced(dataset.seed(seed).repeat(), labels, seed)
     return _Repeated(dataset, repeats) if repeats > 1 else dataset
+
+
+def spread(dataset: grain.MapDataset, repeats: int, batch_size: int) -> grain.MapDataset:
+    """Reorder each batch so that the copies of a record lie about B / repeats apart.
+
+    Devices have consecutive parts of a batch: with at least ``repeats`` devices each copy is on
+    another one, as in arXiv 1902.05509. The order does not depend on the devices.
+    """
+    return _Spread(dataset, repeats, batch_size)
+
+
+class _Balanced(grain.MapDataset):
+    """Rounds of one record per class."""
+
+    def __init__(self, parent: grain.MapDataset, labels: np.ndarray, seed: int):
+        super().__init__(parent)
+        members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        # One seed for each, since classes may have the same number of records.
+        seeds = np.random.default_rng(seed).integers(2**32, size=len(members) + 1).tolist()
+        self._classes = _endless(np.arange(len(members)), seeds.pop())
+        self._members = [_endless(*pair) for pair in zip(members, seeds, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int) -> Any:
+        members = self._members[_at(self._classes, index)]
+        return self._parent[_at(members, index // len(self._members))]
+
+
+def _endless(values: np.ndarray, seed: int) -> grain.MapDataset[int]:
+    order = grain.MapDataset.range(len(values)).seed(seed).shuffle().repeat()
+    return order.map(values.item)
+
+
+def _at(dataset: grain.MapDataset[int], index: int) -> int:
+    return cast(int, dataset[index])  # None is Grain's mark of filtered elements; none are
+
+
+class _Spread(grain.MapDataset):
+    """The elements of each batch: first copies of all records, then second ones, and so on."""
+
+    def __init__(self, parent: grain.MapDataset, repeats: int, batch_size: int):
+        super().__init__(parent)
+        positions = np.arange(batch_size)
+        self._positions = np.argsort(positions % repeats, kind="stable")
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int) -> Any:
+        step, position = divmod(index, len(self._positions))
+        return self._parent[step * len(self._positions) + int(self._positions[position])]
 
 
 class _Repeated(grain.MapDataset):

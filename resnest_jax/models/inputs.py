@@ -1,4 +1,4 @@
-"""Normalization of input images."""
+"""Channels and normalization of input images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +12,37 @@ from resnest_jax.errors import InputError
 # Of ImageNet's training images, RGB in 0..255; published weights expect them.
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)
+# Mean and standard deviation of grey, RGB and RGBA images. An opaque pixel has an opacity of 0.
+STATISTICS = {
+    1: (MEAN.mean(keepdims=True), STD.mean(keepdims=True)),
+    3: (MEAN, STD),
+    4: (np.append(MEAN, np.float32(255)), np.append(STD, STD.mean())),
+}
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """Normalize RGB images (B, H, W, 3), 0..255 of any dtype, to mean 0 and variance 1, float32."""
-    return (images.astype(jnp.float32) - MEAN[None, None, None]) / STD[None, None, None]
+    """Normalize images (B, H, W, C), 0..255 of any dtype, to mean 0 and variance 1, float32.
+
+    C is 1 for grey, 3 for RGB, 4 for RGBA.
+    """
+    mean, std = STATISTICS[images.shape[-1]]
+    return (images.astype(jnp.float32) - mean[None, None, None]) / std[None, None, None]
+
+
+def denormalize(images: np.ndarray) -> np.ndarray:
+    """Return normalized images (B, H, W, C) in 0..255 again."""
+    mean, std = STATISTICS[images.shape[-1]]
+    return images * std + mean
+
+
+def input_channels(variables: Mapping[str, Any]) -> int:
+    """Return the channels of the images that a ``ResNeSt`` with these variables takes."""
+    return variables["params"]["stem"]["conv1"]["kernel"].shape[2]
 
 
 def check_rgb(variables: Mapping[str, Any]) -> None:
     """Raise InputError if the variables are those of a model of other than RGB images."""
-    channels = variables["params"]["stem"]["conv1"]["kernel"].shape[2]
+    channels = input_channels(variables)
     if channels != 3:
         raise InputError(
             f"only models of RGB images can be exported; the model takes {channels} channels"

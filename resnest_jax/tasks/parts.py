@@ -13,6 +13,7 @@ class Parts(NamedTuple):
       pretrained, new_modules: see ``training.run.Run``.
       norm_groups: parts of a batch, each with its own batch statistics.
       freeze: regex of the paths of parameters that the task freezes; empty: none.
+      layers: regexes that select the parameters of each layer, from the first to the last.
     """
 
     task: Task
@@ -21,3 +22,4 @@ class Parts(NamedTuple):
     new_modules: tuple[str, ...] = ()
     norm_groups: int = 1
     freeze: str = ""
+    layers: tuple[str, ...] = ()

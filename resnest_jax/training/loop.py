@@ -25,6 +25,7 @@ from resnest_jax.training.metric_writer import (
     ProgressMeter,
     read_metrics,
 )
+from resnest_jax.training.patience import Patience
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import TrainState, abstract_state, initial_state
 from resnest_jax.training.step import jit_train_step
@@ -34,7 +35,8 @@ from resnest_jax.training.task import Metrics, PyTree
 def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
     """Train to the last step, resuming from the last checkpoint if any; return the summary.
 
-    Writes metrics and checkpoints below ``workdir``.
+    Writes metrics and checkpoints below ``workdir``. With ``options.patience`` the run may end
+    earlier; the summary then says ``stopped_early``.
 
     Raises:
       DivergenceError: if a loss or gradient is not finite; the last checkpoint is kept.
@@ -56,17 +58,19 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
     begun = time.perf_counter() - loop_state.get("seconds", 0.0)
     window = _Window(run, loop_state.get("window", []), workdir, start, checkpoints)
     console = ProgressMeter(start, options.total_steps)
+    patience = Patience(options.patience, **loop_state.get("patience", {}))
+    end = start if patience.over else options.total_steps
     if is_main():
         if start:
             print(f"resuming after step {start} of {options.total_steps}", flush=True)
-        if start < options.total_steps:
+        if start < end:
             print("compiling the training step", flush=True)
     with (
         Preemption() as preemption,
-        MetricsWriter(workdir, start, stored) as writer,
+        MetricsWriter(workdir, start, stored, run.tracker) as writer,
         contextlib.closing(run.batches.train(start_step=start)) as stream,
     ):
-        for step in range(start + 1, options.total_steps + 1):
+        for step in range(start + 1, end + 1):
             with jax.transfer_guard_device_to_host("disallow"):
                 state, metrics = train_step(state, shard(next(stream), run.mesh))
                 window.add(step, metrics)
@@ -80,13 +84,14 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                 writer.write(step, values)
                 shown = {"loss": f"{values['loss']:.4f}"}
                 if math.isfinite(rate):  # not that of the step that compiled
-                    writer.write_tensorboard(step, {"images_per_second": rate})
+                    writer.write_others(step, {"images_per_second": rate})
                     shown["rate"] = f"{rate:.0f} images/s"
                 console.show(step, **shown)
                 checkpoints.check()
             results = None
             if ends:
                 results = evaluate(state)
+                patience.add(results[run.task.best_metric])
                 writer.write(step, {"epoch": window.epoch(step), **results})
                 console.show(step, **{name: f"{value:.4f}" for name, value in results.items()})
             preempted = preemption.reached(step)
@@ -98,9 +103,12 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                     "groups": options.norm_groups,
                     "devices": run.mesh.size,
                     "metrics": writer.lines,
+                    "patience": patience.snapshot(),
                 }
                 checkpoints.save(state, results, loop_state)
                 window.restart_clock()
+            if patience.over:
+                break
             if preempted and step < options.total_steps:
                 received = preemption.signal or signal.SIGTERM
                 raise PreemptedError(
@@ -109,7 +117,23 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                     received,
                 )
     seconds = time.perf_counter() - begun
-    return _summarise(run, state, writer.lines, seconds) if is_main() else {}
+    if not is_main():
+        return {}
+    summary = _summarise(run, state, writer.lines, seconds)
+    return summary | _early_stop(patience, summary["step"], run) if patience.limit else summary
+
+
+def _early_stop(patience: Patience, step: int, run: Run) -> dict[str, bool]:
+    """Say if the run ended before its last step, and note it."""
+    stopped = step < run.options.total_steps
+    if stopped:
+        print(
+            f"stopped early after step {step} of {run.options.total_steps}: no better "
+            f"{run.task.best_metric} than {patience.best:.4f} in {patience.waited} evaluation(s); "
+            f"to continue, use --from_step={step} with a larger --config.patience",
+            flush=True,
+        )
+    return {"stopped_early": stopped}
 
 
 def _warn_of_devices(loop_state: dict, options: TrainOptions) -> None:

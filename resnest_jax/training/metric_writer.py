@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from resnest_jax.files import put_aside, write_atomic
 from resnest_jax.training.distributed import is_main
+from resnest_jax.training.tracker import Tracker
 
 METRICS = "metrics.jsonl"
 
@@ -53,15 +55,23 @@ class MetricsWriter:
     """Context manager that writes metrics by step to all sinks, in the main process.
 
     ``metrics.jsonl`` holds only values that config and seed determine, so that two runs can be
-    compared line by line; rates go to TensorBoard and the console.
+    compared line by line; rates go to the other sinks and the console.
     """
 
-    def __init__(self, workdir: Path, start_step: int, stored: list[Line] | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        start_step: int,
+        stored: list[Line] | None = None,
+        tracker: Callable[[Path], Tracker] | None = None,
+    ):
         """Open the sinks; drop entries after ``start_step``, which will be written again.
 
         Args:
           stored: all lines up to ``start_step``, from the checkpoint; None: those of the file.
+          tracker: see ``Run``.
         """
+        self._tracker = tracker(workdir) if tracker and is_main() else None
         self._sinks: tuple[_File, EventsWriter] | None = None
         if is_main():
             file = _File(workdir / METRICS, start_step, stored)
@@ -71,6 +81,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._tracker:
+            self._tracker.finish(exit_code=int(kind is not None))
         if self._sinks:
             file, events = self._sinks
             with contextlib.suppress(*() if kind is None else (OSError,)):  # that error is raised
@@ -85,13 +97,15 @@ class MetricsWriter:
         return list(self._sinks[0].lines) if self._sinks else []
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write one line to ``metrics.jsonl`` and the same values to TensorBoard."""
+        """Write one line to ``metrics.jsonl`` and the same values to the other sinks."""
         if self._sinks:
             self._sinks[0].append({"step": step, **metrics})
-        self.write_tensorboard(step, metrics)
+        self.write_others(step, metrics)
 
-    def write_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
-        """Write values that differ from run to run, such as rates, to TensorBoard only."""
+    def write_others(self, step: int, metrics: dict[str, float]) -> None:
+        """Write values that differ from run to run, such as rates: not to ``metrics.jsonl``."""
+        if self._tracker:
+            self._tracker.log({"step": step, **metrics})
         if self._sinks:
             _, events = self._sinks
             for name, value in metrics.items():

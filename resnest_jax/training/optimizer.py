@@ -19,6 +19,7 @@ from resnest_jax.errors import InputError
 
 OPTIMIZERS = ("sgd", "lamb")
 SCHEDULES = ("cosine", "poly", "steps")
+LAMB_NORM = 1.0  # to which LAMB clips gradients by default
 
 PyTree = Any
 
@@ -122,6 +123,7 @@ def make_optimizer(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    clip_norm: float = 0.0,
     decay: str = "kernel$",
     freeze: str = "",
     lr_mults: Sequence[tuple[str, float]] = (),
@@ -129,12 +131,15 @@ def make_optimizer(
     """Make the optimiser ``sgd`` or ``lamb``, by name.
 
     SGD adds the decay to the gradient before momentum (coupled, as in the reference). LAMB
-    (arXiv 1904.00962; ``momentum`` is its beta 1) clips the gradient to norm 1 and applies the
-    trust ratio only to parameters that decay, as in the recipes of arXiv 2110.00476.
+    (arXiv 1904.00962; ``momentum`` is its beta 1) clips the gradient to norm 1, if ``clip_norm`` is
+    0, and applies the trust ratio only to parameters that decay, as in the recipes of
+    arXiv 2110.00476.
 
     Unused transforms are not in the chain, because their state would be in the checkpoints.
 
     Args:
+      clip_norm: largest norm of the gradient of all trained parameters together, before decay; a
+        larger gradient is scaled down to it. 0 is the optimiser's own limit; infinity is none.
       decay: regular expression of the parameters that decay.
       freeze: regular expression of the parameters that do not change and have no state; "" is none.
       lr_mults: pairs of a regular expression and the factor of its parameters' learning rate. The
@@ -144,7 +149,7 @@ def make_optimizer(
       InputError: if the name is unknown, a number is out of range or a regular expression is
         invalid; from ``init(params)``, if one matches no parameter or all are frozen.
     """
-    _check_optimizer(name, momentum, nesterov, weight_decay)
+    _check_optimizer(name, momentum, nesterov, weight_decay, clip_norm)
     decays, factors = _compile("decay", decay), _compile_factors(lr_mults)
     mask = functools.partial(_matches, decays)
     add_decay = optax.add_decayed_weights(weight_decay, mask=mask)
@@ -152,12 +157,13 @@ def make_optimizer(
         parts = [add_decay, optax.sgd(schedule, momentum=momentum, nesterov=nesterov)]
     else:
         parts = [
-            optax.clip_by_global_norm(1.0),
             optax.scale_by_adam(b1=momentum, b2=0.999, eps=1e-6),
             add_decay,
             optax.masked(optax.scale_by_trust_ratio(), mask),
             optax.scale_by_learning_rate(schedule),
         ]
+    if limit := clip_norm or (LAMB_NORM if name == "lamb" else 0.0):
+        parts.insert(0, optax.clip_by_global_norm(limit))
     if factors:
         parts.append(_scale(factors))
     optimizer = optax.chain(*parts)
@@ -173,7 +179,9 @@ def make_optimizer(
     return optax.GradientTransformationExtraArgs(init, optimizer.update)
 
 
-def _check_optimizer(name: str, momentum: float, nesterov: bool, weight_decay: float) -> None:
+def _check_optimizer(
+    name: str, momentum: float, nesterov: bool, weight_decay: float, clip_norm: float
+) -> None:
     if name not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {OPTIMIZERS}; got {name!r}")
     if not 0 <= momentum < 1:
@@ -182,6 +190,8 @@ def _check_optimizer(name: str, momentum: float, nesterov: bool, weight_decay: f
         raise InputError(
             f"optimizer.weight_decay must not be negative and must be finite; got {weight_decay}"
         )
+    if not clip_norm >= 0:
+        raise InputError(f"optimizer.clip_norm must not be negative; got {clip_norm}")
     if name == "lamb" and nesterov:
         raise InputError("optimizer.nesterov must be False with optimizer.name 'lamb'")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import optax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 
 from resnest_jax.training.mesh import make_mesh
 from resnest_jax.training.task import Batches, Task, Variables
+from resnest_jax.training.tracker import Tracker
 
 
 class TrainOptions(NamedTuple):
@@ -16,6 +18,7 @@ class TrainOptions(NamedTuple):
 
     Attributes:
       save_every: save a checkpoint every N steps and at evaluations; 0: only at evaluations.
+      patience: evaluations in a row without a better headline metric that end the run; 0: never.
       ema_decay: decay of the moving average of the variables; 0: no average.
       accumulate: parts of a batch that go through the network one after another.
       shard_optimizer: shard the optimiser's state over the devices.
@@ -30,6 +33,7 @@ class TrainOptions(NamedTuple):
     log_every: int
     eval_every: int
     save_every: int = 0
+    patience: int = 0
     ema_decay: float = 0.0
     accumulate: int = 1
     shard_optimizer: bool = False
@@ -45,6 +49,7 @@ class Run:
       mesh: all devices of all processes along one axis.
       pretrained: loads the initial variables, without those of ``new_modules``; None: all are new.
       notes: lines to print at start.
+      tracker: opens the run of a workdir in a tracker that gets the metrics; None: no tracker.
       new_modules: top-level modules that are new even if the others are pretrained.
     """
 
@@ -57,3 +62,4 @@ class Run:
     pretrained: Callable[[], Variables] | None = None
     new_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tracker: Callable[[Path], Tracker] | None = None

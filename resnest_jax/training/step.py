@@ -27,9 +27,10 @@ def make_train_step(run: Run) -> TrainStep:
     """Make the pure function ``train_step(state, batch) -> state, {"loss", "grad_norm", ...}``.
 
     Random numbers depend only on the seed and the step, so a restored state needs no key. The
-    task's loss adds its own metrics. With ``options.accumulate`` the parts of a batch go through
-    the network one after another; gradients, loss and metrics are means over the parts. This needs
-    less memory and has batch statistics per part.
+    task's loss adds its own metrics; ``grad_norm`` is the norm before clipping. With
+    ``options.accumulate`` the parts of a batch go through the network one after another; gradients,
+    loss and metrics are means over the parts. This needs less memory and has batch statistics per
+    part.
 
     Raises:
       InputError: while tracing, if devices x ``accumulate`` does not divide the batch.

@@ -101,10 +101,12 @@ def find_checkpoint(path: Path, which: str) -> int:
 
     Errors are those of ``training.checkpoints.find_step``.
     """
-    from resnest_jax.config.classification import BEST_METRIC
+    from resnest_jax.config.classification import BEST_METRIC, BEST_METRIC_OF_MULTI_LABEL
     from resnest_jax.training.checkpoints import find_step
+    from resnest_jax.workdir import load_config
 
-    return find_step(path, which, BEST_METRIC)
+    multi_label = load_config(path).multi_label
+    return find_step(path, which, BEST_METRIC_OF_MULTI_LABEL if multi_label else BEST_METRIC)
 
 
 def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,7 +22,7 @@ _HOLD_OUT = 5
 
 
 class FolderRecords:
-    """Records of image files: one list of paths and one array of labels."""
+    """Records of image files: one list of paths and one array of labels, (N,) or (N, classes)."""
 
     def __init__(self, paths: Sequence[str], labels: np.ndarray):
         self._paths = paths
@@ -37,11 +37,15 @@ class FolderRecords:
             image = Path(path).read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the image {path}: {error.strerror}") from error
-        return {"image": image, "label": int(self._labels[index]), "key": path}
+        return {"image": image, "label": self._labels[index].tolist(), "key": path}
 
     def key(self, index: int) -> str:
         """Return the path."""
         return self._paths[index]
+
+    def labels(self) -> np.ndarray:
+        """Return all labels."""
+        return self._labels
 
 
 class _Listing(NamedTuple):

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 
 class Records(Protocol):
     """Random access to records: encoded images, labels, and the ``key`` that identifies each.
 
-    For classification ``{"image": bytes, "label": int, "key": str}``.
+    For classification ``{"image": bytes, "label": int, "key": str}``; with several labels per image
+    the label is a list of 0 and 1, one per class.
     """
 
     def __len__(self) -> int: ...
@@ -20,6 +23,17 @@ class Records(Protocol):
         ...
 
 
+class LabelledRecords(Records, Protocol):
+    """Records with a list of their labels."""
+
+    def labels(self) -> np.ndarray:
+        """Return the labels of all records, int (N,); with several labels per image (N, classes).
+
+        It may read every record.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Training and evaluation records, and the class name of each label.
@@ -27,7 +41,7 @@ class Dataset:
     ``notes`` are lines for the user, for example what was left out.
     """
 
-    train: Records
+    train: LabelledRecords
     eval: Records
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()

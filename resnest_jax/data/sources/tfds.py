@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 # Imported to register them with TFDS.
@@ -32,6 +33,10 @@ class TfdsRecords:
     def key(self, index: int) -> str:
         """Return split and position."""
         return f"{self._name}#{index}"
+
+    def labels(self) -> np.ndarray:
+        """Read every record and return all labels."""
+        return np.array([self[index]["label"] for index in range(len(self))])
 
 
 def open_tfds(
@@ -94,7 +99,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.Dataset
     except tfds.core.DatasetNotFoundError as error:
         raise InputError(
             f"unknown data set {name!r}: expected sklearn_digits, another name of "
-            "https://www.tensorflow.org/datasets/catalog, or folder:PATH"
+            "https://www.tensorflow.org/datasets/catalog, folder:PATH or csv:PATH"
         ) from error
     except ImportError as error:
         raise InputError(_needs_package(name, error)) from error

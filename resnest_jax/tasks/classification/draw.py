@@ -10,11 +10,12 @@ import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
-from resnest_jax.models.inputs import MEAN, STD
+from resnest_jax.models.inputs import denormalize
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.training.run import Run
 
 COLUMNS = 8
+MOST_LABELS = 5  # shown, if an image has any number of them
 SHOWN_WEIGHT = 0.02  # in a target; smoothing gives less to each class
 
 
@@ -39,25 +40,29 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
         batch = next(run.batches.train(batch_index))
         rng = jax.random.fold_in(jax.random.key(run.options.seed), step)
         arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-        normalized, targets = task.inputs(jax.random.split(rng)[0], arrays)
-        images = np.asarray(normalized) * STD + MEAN
+        normalized, targets, _ = task.inputs(jax.random.split(rng)[0], arrays)
+        images = denormalize(np.asarray(normalized))
     else:
         batch = next(run.batches.eval())
         valid = batch["valid"]
-        images, targets = batch["image"][valid], np.eye(task.num_classes)[batch["label"][valid]]
+        images, targets = batch["image"][valid], batch["label"][valid]
+        if targets.ndim == 1:
+            targets = np.eye(task.num_classes)[targets]
+    most = 2 if batch["label"].ndim == 1 else MOST_LABELS  # an image and its partner
     rows = math.ceil(len(images) / COLUMNS)
     figure = matplotlib.figure.Figure(figsize=(2 * COLUMNS, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.axis("off")
     for axes, image, target in zip(panels, images, np.asarray(targets), strict=False):
-        axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
-        axes.set_title(_label(target, run.batches.class_names), fontsize=7)
+        # The last three are for grey images.
+        axes.imshow(np.clip(image, 0, 255).astype(np.uint8), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(_label(target, run.batches.class_names, most), fontsize=7)
     with writing("output", path):
         figure.savefig(path, dpi=100, format="png")
 
 
-def _label(target: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """Return the classes of a target with their weights, the larger first."""
-    order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:2]
+def _label(target: np.ndarray, class_names: tuple[str, ...], most: int) -> str:
+    """Return up to ``most`` classes of a target with their weights, the larger first."""
+    order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:most]
     return "\n".join(f"{target[i]:.2f} {class_names[i]}" for i in order)

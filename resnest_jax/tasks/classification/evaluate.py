@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +14,18 @@ import numpy as np
 from tqdm import tqdm
 
 from resnest_jax.data.batches import EvalBatches, LoaderOptions
+from resnest_jax.data.decode import decode_image
 from resnest_jax.data.imagenet import readable, synsets
 from resnest_jax.data.loader import HostBatches
 from resnest_jax.data.sources import Relabelled, Split, open_dataset, open_split
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
+from resnest_jax.models.inputs import input_channels
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.tasks.classification import report
+from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import sum_hits
-from resnest_jax.tasks.classification.views import view_logits, view_transform
+from resnest_jax.tasks.classification.views import Views, view_logits, view_transform
 from resnest_jax.training.distributed import gather_bytes, is_main, main_first
 from resnest_jax.training.evaluation import Sums, make_evaluate_variables
 from resnest_jax.training.mesh import make_mesh, round_up
@@ -76,20 +80,32 @@ def run(
     transform = view_transform(
         options.sizes or (source.image_size,), source.crop, tuple(options.tta)
     )
+    multi_label = source.step is not None and load_config(source.path).multi_label
+    if multi_label and (isinstance(transform, Views) or options.output or options.predictions):
+        raise InputError(
+            "tta, tta_sizes, output and predictions are for runs with one label per image"
+        )
     with main_first():  # it may prepare the data set
-        split = _open(source, options)
+        split = _open(source, options, multi_label)
     if options.output and is_main():  # before the work
         with writing("output", options.output):
             options.output.mkdir(parents=True, exist_ok=True)
     _tell(*split.notes, _describe(source, split, options))
     model, variables, _ = load_classifier(source)
     labels = _match(source, split, model.num_classes)
+    if multi_label and list(labels) != list(range(model.num_classes)):
+        raise InputError("dataset: with several labels per image it needs the classes of the run")
     batches = EvalBatches(
-        Relabelled(split.records, labels), transform, _loader_options(source, options.batch_size)
+        split.records if multi_label else Relabelled(split.records, labels),
+        transform,
+        _loader_options(source, options.batch_size),
+        partial(decode_image, channels=input_channels(variables)),
     )
     detailed = bool(options.output or options.predictions)
     details = Details(batches.eval_indices) if detailed else Sums()
     evaluation = Evaluation(model, details, min(BEST, model.num_classes) if detailed else 0)
+    if multi_label:
+        evaluation = MultiLabel(model, model.num_classes, source.image_size, loss_name="sigmoid")
     evaluate = make_evaluate_variables(evaluation, Shown(batches), make_mesh())
     figures = evaluate(jax.device_get(variables))
     if isinstance(details, Details) and is_main():
@@ -174,7 +190,7 @@ class Details(Sums):
         return [report.Prediction(split.records.key(index), *row) for index, *row in self._rows]
 
 
-def _open(source: Source, options: Options) -> Split:
+def _open(source: Source, options: Options, multi_label: bool) -> Split:
     """Open the images; those of a run's own evaluation if nothing else is asked for."""
     if source.step is None:
         if not options.dataset:
@@ -183,10 +199,10 @@ def _open(source: Source, options: Options) -> Split:
     config = load_config(source.path)
     name = options.dataset or config.dataset
     if options.split != "auto":
-        return open_split(name, options.split)
+        return open_split(name, options.split, multi_label)
     splits = {"train_split": config.train_split, "eval_split": config.eval_split}
     try:
-        opened = open_dataset(name, **splits)
+        opened = open_dataset(name, multi_label=multi_label, **splits)
     except InputError as error:
         hint = "" if options.dataset else "; if the data is elsewhere, say where with --dataset"
         raise InputError(f"{error}{hint}") from error

@@ -118,7 +118,8 @@ def _draw_image(axes: Axes, image: np.ndarray, title: str) -> None:
     # Do not parse $ as math.
     axes.set_title(title, fontsize=9, parse_math=False)
     height, width = image.shape[:2]
-    axes.imshow(image, extent=(0, width, height, 0))
+    # The last three are for grey images.
+    axes.imshow(image, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
 
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from resnest_jax.errors import InputError
+
+Targets = TypeVar("Targets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +42,9 @@ class Mixing:
                 )
 
     def __call__(
-        self, rng: jax.Array, images: jax.Array, targets: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mix images (B, H, W, C) and targets (B, classes)."""
+        self, rng: jax.Array, images: jax.Array, targets: Targets
+    ) -> tuple[jax.Array, Targets]:
+        """Mix images (B, H, W, C) and targets, an array (B, classes) or a tree of such arrays."""
         if not (self.mixup or self.cutmix):
             return images, targets
         batch, height, width, _ = images.shape
@@ -62,7 +65,7 @@ class Mixing:
         share = own.mean((1, 2))
         return (
             self._blend(images, own[..., None].astype(images.dtype)),
-            self._blend(targets, share[:, None]),
+            jax.tree.map(lambda target: self._blend(target, share[:, None]), targets),
         )
 
     def _blend(self, x: jax.Array, own: jax.Array) -> jax.Array:

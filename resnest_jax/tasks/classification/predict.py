@@ -17,7 +17,7 @@ from resnest_jax.data.imagenet import readable
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic, writing
-from resnest_jax.models.inputs import normalize
+from resnest_jax.models.inputs import STATISTICS, input_channels, normalize
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.tasks.classification.explain import Explanation, draw, explain
 from resnest_jax.tasks.classification.report import (
@@ -34,16 +34,21 @@ from resnest_jax.workdir import load_config
 
 BATCH = 8
 TOP = 5
+THRESHOLD = 0.5
 MAX_ROWS = 100  # per picture; with more it is unreadable
 
 
 class Predictor(NamedTuple):
-    """A model, its test transform, see ``views.view_transform``, and its class names."""
+    """A model, its test transform, see ``views.view_transform``, and its class names.
+
+    ``multi_label`` says that an image has any number of these classes.
+    """
 
     model: ResNeSt
     variables: dict[str, Any]
     transform: EvalTransform | Views
     class_names: Sequence[str]
+    multi_label: bool = False
 
 
 class Outputs(NamedTuple):
@@ -82,8 +87,12 @@ def run(
     sizes: tuple[int, ...] | None = None,
     tta: tuple[str, ...] = (),
     outputs: Outputs = NO_OUTPUTS,
+    threshold: float = THRESHOLD,
 ) -> int:
     """Print the best classes of each image, and unreadable files on stderr.
+
+    If an image has any number of classes, they are those that are at least as probable as
+    ``threshold``.
 
     Args:
       files: images, and folders of images.
@@ -101,16 +110,21 @@ def run(
     predictor = load(name, weights, checkpoint, sizes, tta)
     if isinstance(predictor.transform, Views) and (outputs.explain or outputs.embeddings):
         raise InputError("explain and embeddings are of one view; leave out tta and tta_sizes")
+    if predictor.multi_label and (isinstance(predictor.transform, Views) or outputs.explain):
+        raise InputError("explain, tta and tta_sizes are for runs with one label per image")
+    channels = input_channels(predictor.variables)
+    if channels not in STATISTICS:
+        raise InputError(f"weights of {channels} channels: images have {tuple(STATISTICS)}")
     results: list[Result] = []
     failed = False
     for start in range(0, len(paths), BATCH):
-        elements, errors = read_images(paths[start : start + BATCH], predictor.transform)
+        elements, errors = read_images(paths[start : start + BATCH], predictor.transform, channels)
         for error in errors:
             print(f"error: {error}", file=sys.stderr, flush=True)
         failed |= bool(errors)
         if not elements:
             continue
-        found = _apply(predictor, elements, min(BATCH, len(paths)), outputs)
+        found = _apply(predictor, elements, min(BATCH, len(paths)), outputs, threshold)
         for result in found:
             print(format_table(result.prediction, predictor.class_names), flush=True)
         results += found if any(outputs) else []
@@ -131,7 +145,11 @@ def _check(outputs: Outputs, paths: Sequence[Path]) -> None:
 
 
 def _apply(
-    predictor: Predictor, elements: dict[Path, dict[str, np.ndarray]], count: int, outputs: Outputs
+    predictor: Predictor,
+    elements: dict[Path, dict[str, np.ndarray]],
+    count: int,
+    outputs: Outputs,
+    threshold: float,
 ) -> list[Result]:
     """Classify elements, as a batch that is padded to ``count``."""
     model, variables = predictor.model, predictor.variables
@@ -143,10 +161,11 @@ def _apply(
         explanations = _unbatch(explain(model, variables, batch["image"]))
         probabilities = [np.asarray(one.probabilities) for one in explanations]
     else:
-        probabilities = np.asarray(predict(model, variables, batch))
+        probabilities = np.asarray(predict(model, variables, batch, predictor.multi_label))
+    choose = partial(_likely, threshold=threshold) if predictor.multi_label else _best
     return [
         Result(
-            _best(path, probabilities[row]),
+            _prediction(path, probabilities[row], choose(probabilities[row])),
             element["image"] if outputs.explain else None,
             explanations[row],
             embeddings[row],
@@ -155,9 +174,19 @@ def _apply(
     ]
 
 
-def _best(path: Path, probabilities: np.ndarray) -> Prediction:
-    best = np.argsort(-probabilities, kind="stable")[:TOP].tolist()
-    return Prediction(str(path), None, best, [float(probabilities[i]) for i in best])
+def _best(probabilities: np.ndarray) -> list[int]:
+    """Return the best classes, the best first."""
+    return np.argsort(-probabilities, kind="stable")[:TOP].tolist()
+
+
+def _likely(probabilities: np.ndarray, threshold: float) -> list[int]:
+    """Return the classes that are at least so probable, the best first."""
+    order = np.argsort(-probabilities, kind="stable").tolist()
+    return [i for i in order if probabilities[i] >= threshold]
+
+
+def _prediction(path: Path, probabilities: np.ndarray, chosen: list[int]) -> Prediction:
+    return Prediction(str(path), None, chosen, [float(probabilities[i]) for i in chosen])
 
 
 def _write(outputs: Outputs, results: list[Result], class_names: Sequence[str]) -> None:
@@ -176,10 +205,13 @@ def _write(outputs: Outputs, results: list[Result], class_names: Sequence[str]) 
             write_atomic(outputs.embeddings, buffer.getbuffer())
 
 
-@partial(jax.jit, static_argnums=0)
-def predict(model: ResNeSt, variables: dict[str, Any], batch: Batch) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 3))
+def predict(
+    model: ResNeSt, variables: dict[str, Any], batch: Batch, multi_label: bool = False
+) -> jax.Array:
     """Return probabilities (B, num_classes), float32, of a batch of ``views.view_transform``."""
-    return jax.nn.softmax(view_logits(model, variables, batch))
+    logits = view_logits(model, variables, batch)
+    return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -217,15 +249,17 @@ def load(
         names = _run_classes(load_config(source.path), model.num_classes)
     if names is None:
         names = [f"class {i}" for i in range(model.num_classes)]
-    return Predictor(model, variables, transform, readable(names))
+    multi_label = source.step is not None and load_config(source.path).multi_label
+    return Predictor(model, variables, transform, readable(names), multi_label)
 
 
 def _run_classes(config: ConfigDict, num_classes: int) -> Sequence[str] | None:
     """Return class names of the run's data set, or None if it is not on this machine."""
     try:
-        if config.dataset.startswith("folder:"):
+        if config.dataset.startswith(("folder:", "csv:")):
             splits = {"train_split": config.train_split, "eval_split": config.eval_split}
-            names = open_dataset(config.dataset, **splits).class_names
+            opened = open_dataset(config.dataset, multi_label=config.multi_label, **splits)
+            names = opened.class_names
         else:  # only the description: class names are not worth a download
             import tensorflow_datasets as tfds  # slow to import
 
@@ -260,21 +294,21 @@ def find_images(files: Sequence[str]) -> list[Path]:
 
 
 def read_images(
-    paths: Sequence[Path], transform: EvalTransform | Views
+    paths: Sequence[Path], transform: EvalTransform | Views, channels: int = 3
 ) -> tuple[dict[Path, dict[str, np.ndarray]], list[InputError]]:
     """Return transformed images by path, and the errors of the others."""
     elements: dict[Path, dict[str, np.ndarray]] = {}
     errors: list[InputError] = []
     for path in paths:
         try:
-            elements[path] = transform.map({"image": read_image(path), "label": 0})
+            elements[path] = transform.map({"image": read_image(path, channels), "label": 0})
         except InputError as error:
             errors.append(error)
     return elements, errors
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read a file as uint8 RGB (H, W, 3), as ``data.decode.decode`` does in training.
+def read_image(path: Path, channels: int = 3) -> np.ndarray:
+    """Read a file as uint8 (H, W, channels), as ``data.decode.decode`` does in training.
 
     Raises:
       InputError: if it is not a whole image.
@@ -283,7 +317,7 @@ def read_image(path: Path) -> np.ndarray:
         encoded = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the image {path}: {error.strerror}") from None
-    return decode({"image": encoded, "key": path})
+    return decode({"image": encoded, "key": path}, channels)
 
 
 def _pad(leaves: Sequence[np.ndarray], count: int) -> np.ndarray:

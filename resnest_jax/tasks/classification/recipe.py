@@ -1,6 +1,7 @@
 """Build the parts of a classification run from a config."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ from ml_collections import ConfigDict
 
 from resnest_jax.config import model_fields
 from resnest_jax.data.batches import Batches, LoaderOptions
+from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources import Dataset
 from resnest_jax.data.sources import open_dataset as open_source
 from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import STATISTICS
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
+from resnest_jax.tasks.classification.balance import class_weights
 from resnest_jax.tasks.classification.mixing import Mixing
+from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 from resnest_jax.tasks.parts import Parts
@@ -22,13 +27,18 @@ from resnest_jax.training.mesh import round_up
 from resnest_jax.training.task import Variables
 from resnest_jax.weights.pretrained import load_pretrained
 
+LAYERS = ("^stem/", *(f"^stage{stage}_" for stage in range(1, 5)), "^head/")
 HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
 
 
 def check(config: ConfigDict) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
     _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
+    _check_choice("channels", config.channels, tuple(STATISTICS))
+    _check_choice("sampling", config.sampling, ("uniform", "balanced"))
     _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
+    if config.multi_label and config.sampling == "balanced":
+        raise InputError("sampling 'balanced' needs one label per image; multi_label is True")
     if config.pretrained.train == "head" and config.model.norm != "frozen":
         raise InputError("pretrained.train 'head' needs model.norm 'frozen'")
     if config.eval_image_size < MIN_SIZE:
@@ -52,7 +62,7 @@ def check(config: ConfigDict) -> None:
 def open_dataset(config: ConfigDict) -> Dataset:
     """Open the data set that the config names."""
     splits = {"train_split": config.train_split, "eval_split": config.eval_split}
-    return open_source(config.dataset, **splits)
+    return open_source(config.dataset, multi_label=config.multi_label, **splits)
 
 
 def build(
@@ -70,20 +80,25 @@ def build(
     fields = _model_fields(config, dataset)
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
-    task = Classification(
+    loss["class_weights"] = class_weights(
+        config.loss.class_weights, dataset.class_names, dataset.train.labels
+    )
+    task = (MultiLabel if config.multi_label else Classification)(
         create_model(**fields),
         fields["num_classes"],
         image_sizes[0][1],
         loss_name=loss.pop("name"),
         mixing=Mixing(**config.mix, groups=fields["norm_groups"]),
+        channels=config.channels,
         **loss,
     )
     return Parts(
         task,
         _batches(config, dataset, image_sizes, workdir),
-        pretrained=_pretrained(config.pretrained, fields),
+        pretrained=_pretrained(config.pretrained, fields | {"in_channels": config.channels}),
         norm_groups=fields["norm_groups"],
         freeze=_freeze(config),
+        layers=LAYERS,
     )
 
 
@@ -134,16 +149,26 @@ def _batches(
         ),
         seed=config.seed,
         repeats=augment.pop("repeats"),
+        spread_repeats=augment.pop("spread_repeats"),
+        balanced=config.sampling == "balanced",
         unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
         **config.loader,
     )
-    transforms = [(step, TrainTransform(size, **augment)) for step, size in image_sizes]
+    label_shape = (len(dataset.class_names),) if config.multi_label else ()
+    transforms = [
+        (step, TrainTransform(size, channels=config.channels, label_shape=label_shape, **augment))
+        for step, size in image_sizes
+    ]
     eval_transform = EvalTransform(config.eval_image_size, config.eval_crop)
-    return Batches(dataset, transforms, eval_transform, options)
+    decode = partial(decode_image, channels=config.channels)
+    return Batches(dataset, transforms, eval_transform, options, decode)
 
 
 def _pretrained(section: ConfigDict, fields: dict[str, Any]) -> Callable[[], Variables] | None:
-    """Return a function that loads the initial weights; None for new ones."""
+    """Return a function that loads the initial weights; None for new ones.
+
+    ``fields`` are arguments of ``load_pretrained``.
+    """
     if section.weights == "none":
         return None
     source = None if section.weights == "published" else section.weights
@@ -159,6 +184,6 @@ def _freeze(config: ConfigDict) -> str:
     return f"^(stem|stage[1-{stages}]_block\\d+)/" if stages else ""
 
 
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(field: str, value: str | int, choices: tuple[str | int, ...]) -> None:
     if value not in choices:
         raise InputError(f"{field} must be one of {choices}; got {value!r}")

@@ -63,12 +63,17 @@ class Classification:
     """The classification task of a run.
 
     Attributes:
-      model: a module from normalised images (B, H, W, 3) to logits (B, num_classes).
-      image_size: side in pixels of the images to initialise the model with.
+      model: a module from normalised images (B, H, W, channels) to logits (B, num_classes).
+      image_size, channels: of the images to initialise the model with.
       loss_name: ``softmax`` cross-entropy, or ``sigmoid``: binary cross-entropy, mean over classes
         (arXiv 2110.00476).
       label_smoothing: mass taken from the true class.
       smooth_over: classes that get it, see ``smooth_targets``.
+      class_weights: weights w of the classes in the training loss; none: all are 1. With targets t,
+        smoothed and mixed, and probabilities p, ``softmax`` is the sum of -w[c] t[i, c] log p[i, c]
+        over images i and classes c, divided by the sum of the weights of the labels, mixed as the
+        images are. Without mixing this is PyTorch's ``CrossEntropyLoss(weight, label_smoothing)``.
+        ``sigmoid`` multiplies the terms of class c by w[c], as ``BCEWithLogitsLoss(weight)``.
       mixing: mixup and cutmix.
 
     Raises:
@@ -81,7 +86,9 @@ class Classification:
     loss_name: str = "softmax"
     label_smoothing: float = 0.0
     smooth_over: str = "all"
+    class_weights: tuple[float, ...] = ()
     mixing: Mixing = dataclasses.field(default_factory=Mixing)
+    channels: int = 3
 
     best_metric = BEST_METRIC
     curves = {
@@ -101,22 +108,29 @@ class Classification:
 
     def init(self, rng: jax.Array) -> Variables:
         """Return newly initialised variables of the model."""
-        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        images = jnp.zeros((1, self.image_size, self.image_size, self.channels))
         return self.model.init(rng, images)
 
-    def inputs(self, rng: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Return the training inputs: normalised images, and targets (B, num_classes)."""
+    def inputs(self, rng: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Return the training inputs: normalised images, targets and weights.
+
+        Targets are (B, num_classes). Weights (B, 1) are those of the labels, None if all are 1.
+        """
         targets = smooth_targets(
             batch["label"], self.num_classes, self.label_smoothing, self.smooth_over
         )
-        return self.mixing(rng, normalize(batch["image"]), targets)
+        weights = None
+        if self.class_weights:
+            weights = jnp.array(self.class_weights)[batch["label"], None]
+        images, mixed = self.mixing(rng, normalize(batch["image"]), (targets, weights))
+        return images, *mixed
 
     def loss(
         self, variables: Variables, batch: Batch, rng: jax.Array, progress: jax.Array | float
     ) -> tuple[jax.Array, Aux]:
-        """Return the mean loss of a batch: ``image`` uint8 (B, H, W, 3), ``label`` int32 (B,)."""
+        """Return the mean loss of a batch: ``image`` uint8 (B, H, W, C), ``label`` int32 (B,)."""
         mixing_rng, dropout_rng = jax.random.split(rng)
-        images, targets = self.inputs(mixing_rng, batch)
+        images, targets, weights = self.inputs(mixing_rng, batch)
         logits, updates = self.model.apply(
             variables,
             images,
@@ -125,13 +139,20 @@ class Classification:
             mutable=["batch_stats"],
             rngs={"dropout": dropout_rng},
         )
+        return self._mean_loss(logits, targets, weights), Aux(updates["batch_stats"], {})
+
+    def _mean_loss(
+        self, logits: jax.Array, targets: jax.Array, weights: jax.Array | None
+    ) -> jax.Array:
+        by_class = jnp.array(self.class_weights)[None] if self.class_weights else None
         if self.loss_name == "sigmoid":
             if self.mixing.mixup or self.mixing.cutmix:
                 targets = jnp.where(targets > PRESENT, 1.0, targets)
             losses = optax.sigmoid_binary_cross_entropy(logits, targets)
-        else:
-            losses = optax.softmax_cross_entropy(logits, targets)
-        return losses.mean(), Aux(updates["batch_stats"], {})
+            return losses.mean() if by_class is None else (losses * by_class).mean()
+        if by_class is None or weights is None:
+            return optax.softmax_cross_entropy(logits, targets).mean()
+        return optax.softmax_cross_entropy(logits, targets * by_class).sum() / weights.sum()
 
     def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
         """Return sums over the valid images: loss, top-1 and top-5 hits, count.

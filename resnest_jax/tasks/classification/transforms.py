@@ -18,8 +18,7 @@ POLICIES = ("none", "autoaugment", "randaugment")
 class EvalTransform(grain.transforms.Map):
     """Test crop of a decoded record.
 
-    ``{"image": uint8 (H, W, 3), "label"}`` ->
-    ``{"image": uint8 (size, size, 3), "label": int32 ()}``
+    ``{"image": uint8 (H, W, C), "label"}`` -> ``{"image": uint8 (size, size, C), "label": int32}``
 
     Attributes:
       size: side in pixels.
@@ -45,8 +44,7 @@ class EvalTransform(grain.transforms.Map):
 class TrainTransform(grain.transforms.RandomMap):
     """Random crop and augmentation of a decoded record.
 
-    ``{"image": uint8 (H, W, 3), "label"}`` ->
-    ``{"image": uint8 (size, size, 3), "label": int32 ()}``
+    ``{"image": uint8 (H, W, C), "label"}`` -> ``{"image": uint8 (size, size, C), "label": int32}``
 
     Enabled steps run in the order of the fields. A policy gets the original image, before the
     crop, as in the authors' code.
@@ -62,6 +60,8 @@ class TrainTransform(grain.transforms.RandomMap):
       jitter: strength for brightness, contrast and saturation.
       lighting: standard deviation along the principal components of colour.
       erasing: probability of random erasing.
+      channels: C, 3 for a policy, jitter or lighting, which change colours.
+      label_shape: () of a class, (classes,) of labels of 0 and 1.
 
     Raises:
       InputError: if a field is out of range.
@@ -77,6 +77,8 @@ class TrainTransform(grain.transforms.RandomMap):
     jitter: float = 0.0
     lighting: float = 0.0
     erasing: float = 0.0
+    channels: int = 3
+    label_shape: tuple[int, ...] = ()
 
     def __post_init__(self):
         _check_size(self.size)
@@ -99,11 +101,23 @@ class TrainTransform(grain.transforms.RandomMap):
                     f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}"
                 )
 
+        if self.channels != 3:
+            self._refuse_colors()
+
+    def _refuse_colors(self) -> None:
+        off = {"policy": "none", "jitter": 0, "lighting": 0}
+        for name, value in off.items():
+            if getattr(self, name) != value:
+                raise InputError(
+                    f"augment.{name} is for RGB images: set it to {value!r} with channels "
+                    f"{self.channels}; got {getattr(self, name)!r}"
+                )
+
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of an element."""
-        image = jax.ShapeDtypeStruct((self.size, self.size, 3), np.uint8)
-        return {"image": image, "label": jax.ShapeDtypeStruct((), np.int32)}
+        image = jax.ShapeDtypeStruct((self.size, self.size, self.channels), np.uint8)
+        return {"image": image, "label": jax.ShapeDtypeStruct(self.label_shape, np.int32)}
 
     def random_map(
         self, element: dict[str, Any], rng: np.random.Generator
