@@ -304,7 +304,7 @@ def test_statistics_that_are_not_finite_are_named(tmp_path):
     )
     run = dataclasses.replace(make_run(task, optax.sgd(0.1), log_every=2), batches=batches)
     with pytest.raises(DivergenceError, match="step 2: batch_stats/bn2/mean is nan; its 3 records"):
-        fit(run, SimpleNamespace(any=lambda: False), tmp_path)
+        fit(run, SimpleNamespace(any=lambda: False, steps=list), tmp_path)
     assert json.loads((tmp_path / "divergence_0.json").read_text())["step"] == 2
 
 
