@@ -16,9 +16,10 @@ from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
-from resnest_jax.training.checkpoints import latest_folder, restore_variables
+from resnest_jax.training.checkpoints import latest_step, state_folder
 from resnest_jax.training.state import create_state, initial_state
 from resnest_jax.training.step import make_train_step, split_batch
+from resnest_jax.training.variables import restore_variables
 
 RECIPES = [
     *[("imagenet", name) for name in ("resnest14", "resnest26", "resnest50", "resnest101")],
@@ -125,7 +126,7 @@ def test_a_run_starts_from_the_weights_of_another():
     config.model.frozen_stages, config.optimizer.warmup_epochs = 2, 0.0
     run = recipe.build(config)
     before = jax.device_get(initial_state(run))
-    loaded = restore_variables(latest_folder(other))
+    loaded = restore_variables(state_folder(other, latest_step(other)))
     jax.tree.map(np.testing.assert_array_equal, dict(before.params), loaded["params"])
     jax.tree.map(np.testing.assert_array_equal, dict(before.batch_stats), loaded["batch_stats"])
     after, _ = jax.jit(make_train_step(run))(before, next(run.batches.train(0)))

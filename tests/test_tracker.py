@@ -47,12 +47,14 @@ def opened(monkeypatch):
 def test_a_resumed_run_keeps_its_id_and_the_metrics_are_those_of_the_file(opened, tmp_path):
     config = recipe.build(helpers.tiny_config(tracker="wandb")).tracker.keywords["config"]
     assert json.loads(json.dumps(config))["optimizer"]["name"] == "sgd"
-    with MetricsWriter(tmp_path, 0, lambda workdir: open_wandb(workdir, config)) as writer:
+    with MetricsWriter(tmp_path, 0, tracker=lambda workdir: open_wandb(workdir, config)) as writer:
         writer.write(1, {"loss": 2.0})
         writer.write_others(1, {"images_per_second": 9.0})
 
     def interrupted():
-        with MetricsWriter(tmp_path, 1, lambda workdir: open_wandb(workdir, config)) as writer:
+        with MetricsWriter(
+            tmp_path, 1, tracker=lambda workdir: open_wandb(workdir, config)
+        ) as writer:
             writer.write(2, {"loss": 1.0})
             raise KeyboardInterrupt
 
@@ -78,7 +80,7 @@ def test_the_loop_opens_it(opened, tmp_path):
 
 def test_other_processes_do_not_open_it(opened, tmp_path, monkeypatch):
     monkeypatch.setattr(metric_writer, "is_main", lambda: False)
-    with MetricsWriter(tmp_path, 0, lambda workdir: open_wandb(workdir, {})) as writer:
+    with MetricsWriter(tmp_path, 0, tracker=lambda workdir: open_wandb(workdir, {})) as writer:
         writer.write(1, {"loss": 2.0})
     assert opened == []
     assert list(tmp_path.iterdir()) == []
