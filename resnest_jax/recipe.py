@@ -63,6 +63,12 @@ def _check(config: ConfigDict) -> None:
         raise InputError(f"log_every_steps must be positive; got {config.log_every_steps}")
     if not 0 <= config.optimizer.ema_decay < 1:
         raise InputError(f"optimizer.ema_decay must be in [0, 1); got {config.optimizer.ema_decay}")
+    if not all(isinstance(boundary, int | float) for boundary in config.optimizer.boundaries):
+        raise InputError(f"optimizer.boundaries must be numbers; got {config.optimizer.boundaries}")
+    if config.checkpoint.keep_last < 1:
+        raise InputError(
+            f"checkpoint.keep_last must be at least 1; got {config.checkpoint.keep_last}"
+        )
     for field, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluation.batch_size", config.evaluation.batch_size),

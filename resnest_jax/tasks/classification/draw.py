@@ -45,6 +45,9 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
         batch = next(run.batches.eval())
         valid = batch["valid"]
         images, targets = batch["image"][valid], np.eye(task.num_classes)[batch["label"][valid]]
+    title = "Training images after augmentation and mixing, with the classes of their targets"
+    if split == "eval":
+        title = "Evaluation images as the network sees them, with their classes"
     rows = math.ceil(len(images) / COLUMNS)
     figure = matplotlib.figure.Figure(figsize=(2 * COLUMNS, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -52,12 +55,17 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
         axes.axis("off")
     for axes, image, target in zip(panels, images, np.asarray(targets), strict=False):
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
-        axes.set_title(_label(target, run.batches.class_names), fontsize=7)
+        # Do not parse $ as math.
+        label = _label(target, run.batches.class_names)
+        axes.set_title(label, fontsize=8, parse_math=False)
+    figure.suptitle(title)
     with writing("output", path):
         figure.savefig(path, dpi=100, format="png")
 
 
 def _label(target: np.ndarray, class_names: tuple[str, ...]) -> str:
-    """Return the classes of a target with their weights, the larger first."""
+    """Return the classes of a target, the larger first, with their shares if there are two."""
     order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:2]
-    return "\n".join(f"{target[i]:.2f} {class_names[i]}" for i in order)
+    if len(order) == 1:
+        return f"class {class_names[order[0]]}"
+    return "\n".join(f"{100 * target[i]:.0f} % class {class_names[i]}" for i in order)
