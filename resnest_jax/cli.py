@@ -316,13 +316,13 @@ def _wrong_override(argv: list[str], config: ConfigDict | Mapping) -> str | None
     return None
 
 
-def _no_key(name: str, where: str, key: str, section: ConfigDict) -> str:
+def _no_key(name: str, where: str, key: str, section: ConfigDict | Mapping) -> str:
     new = RENAMED.get(name.removeprefix("config."))
     hint = f"it is now config.{new}" if new else f"its keys are {', '.join(section)}"
     return f"{name}: {where} has no key {key!r}; {hint}"
 
 
-def _is_section(name: str, section: ConfigDict) -> str:
+def _is_section(name: str, section: ConfigDict | Mapping) -> str:
     key = next(iter(section), "KEY")
     return f"{name} is a section; set its keys one by one, such as --{name}.{key}=VALUE"
 

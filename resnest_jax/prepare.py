@@ -24,9 +24,7 @@ MANUAL_DIR = flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
     """Prepare the data set."""
-    data_dir, manual_dir = (
-        None if flag.value is None else cli.local_path(flag) for flag in (DATA_DIR, MANUAL_DIR)
-    )
+    data_dir, manual_dir = (cli.optional(cli.local_path, f) for f in (DATA_DIR, MANUAL_DIR))
     opened = open_dataset(DATASET.value, data_dir=data_dir, manual_dir=manual_dir)
     print(
         f"{DATASET.value}: {len(opened.train)} images to train on, {len(opened.eval)} to "

@@ -109,6 +109,7 @@ def _benchmark(out: Path | None) -> None:
     if LAYERS.value:
         report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", out)
         return
+    print("compiling the programs", flush=True)
     programs = ours.training(model, images) if TRAIN.value else ours.inference(model, images)
     if PROFILE.value:
         program = programs["as trained"]

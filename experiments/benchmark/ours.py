@@ -46,7 +46,6 @@ def compile_program(function: Callable, *args, **jit_options) -> Program:
         compiled = jax.jit(function, **jit_options).lower(*args).compile()
         return time.perf_counter() - begun, compiled
 
-    print(f"compiling {getattr(function, '__qualname__', function)}", flush=True)
     seconds, compiled = compile_()
     memory = compiled.memory_analysis()
     return Program(

@@ -90,7 +90,12 @@ def _in_cluster() -> bool:
     return any(int(count) > 1 for count in counts.values()) or len(hosts) > 1
 
 
-def _join(variables: dict[str, str], *process: str | int) -> None:
+def _join(
+    variables: dict[str, str],
+    address: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+) -> None:
     """Start JAX with the other processes; end this one if they do not come."""
     print(f"waiting for the other processes of the run ({_listed(variables)})", flush=True)
     # A thread, because JAX ends the process itself, with a trace of its library's frames.
@@ -98,7 +103,8 @@ def _join(variables: dict[str, str], *process: str | int) -> None:
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(*process, initialization_timeout=2 * round(WAIT))
+        timeout = 2 * round(WAIT)
+        jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise InputError(
             f"the processes of the run cannot be found ({error}) from {_listed(variables)}; start "
