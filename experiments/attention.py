@@ -192,7 +192,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
             heights = [value[split] for value in values]
             axes.bar(x + offset, heights, 0.8 / splits, label=f"split {split + 1}")
     weights.axhline(1 / splits, color="0.3", linewidth=0.8, linestyle=":")
-    weights.legend(fontsize=8)
+    weights.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=splits)
     weights.set_ylabel("mean weight")
     ignored.set_ylabel("ignored (% of images and channels)")
     entropy.boxplot([s.entropy[~np.isnan(s.entropy)] for s in stages.values()], positions=x)
@@ -213,7 +213,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
 
 def main(_: list[str]) -> None:
     """Analyse the run."""
-    workdir = Path(WORKDIR.value).expanduser()
+    workdir = cli.local_path(WORKDIR)
     run = recipe.build(load_config(workdir), training=False)
     step = find_step(workdir, CHECKPOINT.value, run.task.best_metric)
     variables = restore_variables(state_folder(workdir, step))

@@ -103,6 +103,7 @@ def main(_: list[str]) -> None:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        print(f"writing {IMAGES.value} photographs", flush=True)
         write_photos(folder, IMAGES.value, 20)
         rows = {"ours, threads": ours(folder, PLAIN, 0), "ours, 2 workers": ours(folder, PLAIN, 2)}
         if RECIPE.value:
@@ -116,6 +117,7 @@ def main(_: list[str]) -> None:
         for index in range(ROUNDS.value):
             for row in list(rows)[:: 1 if index % 2 else -1]:
                 rates[row].append(rate(rows[row]))
+            print(f"round {index + 1} of {ROUNDS.value} is timed", flush=True)
     print(f"{IMAGES.value} JPEGs of about 500 px, {cores} cores, medians of {ROUNDS.value} rounds")
     print("| | images/s | range | images/s per core | cores for 7,000 images/s |")
     print("|---|---|---|---|---|")

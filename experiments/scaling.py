@@ -12,16 +12,17 @@ the table to --out if it is given.
 
 import concurrent.futures
 import math
-import multiprocessing
 import re
-from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from resnest_jax import cli, recipe
+from resnest_jax.config import complete
 from resnest_jax.dry_run import abstract_batch, compile_step
+from resnest_jax.errors import InputError
+from resnest_jax.files import write_atomic, writing
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
 
@@ -34,6 +35,7 @@ IMAGES = flags.DEFINE_integer("images", 16, "Images per device.", lower_bound=1,
 OUT = flags.DEFINE_string("out", None, "Markdown file to write the table to.", flag_values=FLAGS)
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
+MAX_DEVICES = 1024  # virtual ones, with a thread each
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
 
@@ -88,19 +90,31 @@ def kept_for_backward(run: Run) -> float:
 
 def main(_: list[str]) -> None:
     """Print a row for each number of devices."""
+    counts = [_count(text) for text in DEVICES.value]
+    if not counts:
+        raise InputError("--devices must name at least one number of devices, such as 1,2,4")
+    out = None if OUT.value is None else cli.output_path(OUT)
+    config = complete(CONFIG.value)
     rows = [
         "| devices | batch | collectives | kinds | MB/step | GiB/device | GiB for backward |",
         "|---|---|---|---|---|---|---|",
     ]
-    context = multiprocessing.get_context("spawn")
     print(*rows, sep="\n", flush=True)
-    for count in DEVICES.value:
-        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-            task = pool.submit(measure, CONFIG.value, int(count), IMAGES.value)
+    for count in counts:
+        with concurrent.futures.ProcessPoolExecutor(1) as pool:
+            task = pool.submit(measure, config, count, IMAGES.value)
             rows.append(task.result())
         print(rows[-1], flush=True)
-    if OUT.value:
-        Path(OUT.value).write_text("\n".join(rows) + "\n")
+    if out:
+        with writing("--out", out):
+            write_atomic(out, ("\n".join(rows) + "\n").encode())
+
+
+def _count(text: str) -> int:
+    """Return a number of devices from its text."""
+    if text.isdecimal() and 1 <= int(text) <= MAX_DEVICES:
+        return int(text)
+    raise InputError(f"--devices must be integers from 1 to {MAX_DEVICES}; got {text!r}")
 
 
 if __name__ == "__main__":

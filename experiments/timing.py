@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 WARM_UP = 2  # rounds that are not timed
+SHOW_SECONDS = 5.0  # between lines of progress
 
 
 def random_variables(model, images: jax.Array) -> dict:
@@ -30,6 +31,7 @@ def time_calls(calls: dict[str, Callable], repeats: int) -> dict[str, list[float
     """Return the seconds of each call per round; the order is reversed from round to round."""
     seconds = {name: [] for name in calls}
     names = list(calls)
+    shown = time.perf_counter()
     for i in range(WARM_UP + repeats):
         for name in names if i % 2 else names[::-1]:
             begun = time.perf_counter()
@@ -37,4 +39,7 @@ def time_calls(calls: dict[str, Callable], repeats: int) -> dict[str, list[float
             elapsed = time.perf_counter() - begun
             if i >= WARM_UP:
                 seconds[name].append(elapsed)
+        if time.perf_counter() - shown > SHOW_SECONDS:
+            print(f"round {i + 1} of {WARM_UP + repeats} is timed", flush=True)
+            shown = time.perf_counter()
     return seconds

@@ -4,13 +4,14 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import io
 import logging as standard_logging
 import os
 import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -49,6 +50,8 @@ def run(
       arguments: the command takes arguments besides flags.
     """
     set_up_jax()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app.run(main, flags_parser=partial(_parse, command=command, arguments=arguments))
     except PreemptedError as error:
@@ -61,6 +64,8 @@ def run(
         _leave("interrupted", 128 + signal.SIGINT)
     except (InputError, DivergenceError, StorageError) as error:
         fail(error)
+    except BrokenPipeError:  # the reader of the output has ended, as head does
+        os._exit(128 + signal.SIGPIPE)
     except Exception as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
         if lost and "RESOURCE_EXHAUSTED" not in str(error):
@@ -68,7 +73,19 @@ def run(
                 "another process of the run failed or was killed; run the same command again to "
                 f"resume from the last checkpoint ({error})"
             )
-        _leave(traceback.format_exc(), 1)
+        if isinstance(error, RuntimeError | AssertionError) and (problem := _no_backend()):
+            fail(problem)
+        _leave("".join(traceback.format_exception(error)), 1)
+
+
+def _no_backend() -> str | None:
+    """Return the message if JAX finds no device of the platforms that are asked for, or None."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        return f"JAX_PLATFORMS={asked}: JAX has no such device ({error}); unset it, or set cpu"
+    return None
 
 
 def set_up_jax() -> None:
@@ -219,13 +236,15 @@ def optional(
 def _parse(argv: list[str], command: flags.FlagValues, arguments: bool) -> list[str]:
     """Parse flags; report errors in one line. Return the program and the other arguments."""
     _join(command)
+    # Orbax logs every file that it writes; it and TFDS warn in normal operation.
+    logging.set_verbosity(logging.ERROR)
     overrides: dict[str, Any] = {}
     try:
         rest = command(argv)
         if "config" in command:
             overrides = _overrides(command["config"])
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(_wrong_override(argv) or error)
+    except Exception as error:  # a config file may raise anything
+        fail(_wrong_config(argv) or error)
     flags.FLAGS.mark_as_parsed()  # absl.app, absl.logging and Grain read theirs
     for key, value in overrides.items():
         if isinstance(value, ConfigDict):  # it would drop the recipe's other values
@@ -254,16 +273,36 @@ def _join(command: flags.FlagValues) -> None:
             flags.FLAGS.register_flag_by_module(module, flag)
 
 
-def _wrong_override(argv: list[str]) -> str | None:
-    """Return the message for the first override of an unknown key or a section, or None."""
-    given = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
-    path, _, argument = given[-1].partition(":") if given else ("", "", "")
+def _wrong_config(argv: list[str]) -> str | None:
+    """Return the message for a config file that does not load or its first wrong override."""
+    given = _config_file(argv)
+    path, _, argument = given.partition(":")
     if not Path(path).is_file():
         return None
     try:
-        config = runpy.run_path(path)["get_config"](*[argument] if argument else [])
-    except Exception as error:  # a config file may raise anything
-        return f"--config={given[-1]}: {_plain(error)}"
+        get_config = runpy.run_path(path).get("get_config")
+        if not callable(get_config):
+            return f"--config={given}: the file has no function get_config()"
+        config = get_config(*[argument] if argument else [])
+    except Exception as error:
+        return f"--config={given}: {_plain(error)}"
+    if not isinstance(config, ConfigDict | Mapping):
+        return f"--config={given}: get_config() must return a ConfigDict; it returns {config!r}"
+    return _wrong_override(argv, config)
+
+
+def _config_file(argv: list[str]) -> str:
+    """Return the value of the last --config flag, written with = or without; "" if none."""
+    found = ""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name.lstrip("-") == "config" and name.startswith("-"):
+            found = value if equals else following
+    return found
+
+
+def _wrong_override(argv: list[str], config: ConfigDict | Mapping) -> str | None:
+    """Return the message for the first override of an unknown key or a section, or None."""
     for name in (arg.lstrip("-").split("=")[0] for arg in argv):
         section, where = config, "config"
         for key in name.split(".")[1:] if name.startswith("config.") else ():
@@ -277,13 +316,13 @@ def _wrong_override(argv: list[str]) -> str | None:
     return None
 
 
-def _no_key(name: str, where: str, key: str, section: ConfigDict) -> str:
+def _no_key(name: str, where: str, key: str, section: ConfigDict | Mapping) -> str:
     new = RENAMED.get(name.removeprefix("config."))
     hint = f"it is now config.{new}" if new else f"its keys are {', '.join(section)}"
     return f"{name}: {where} has no key {key!r}; {hint}"
 
 
-def _is_section(name: str, section: ConfigDict) -> str:
+def _is_section(name: str, section: ConfigDict | Mapping) -> str:
     key = next(iter(section), "KEY")
     return f"{name} is a section; set its keys one by one, such as --{name}.{key}=VALUE"
 
@@ -295,4 +334,4 @@ def _plain(error: BaseException) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     first, locked, rest = text.partition(" and cannot be added since the config is locked.")
     hint = rest[rest.find("Did you mean") :] if "Did you mean" in rest else ""
-    return f"{first}. {hint}".strip() if locked else text
+    return f"{first}. {hint}".strip() if locked else text or type(error).__name__

@@ -7,8 +7,6 @@ machine. ImageNet's license does not allow an automatic download: DIR must hold
 ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from resnest_jax import cli
@@ -26,14 +24,14 @@ MANUAL_DIR = flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
     """Prepare the data set."""
-    manual_dir = MANUAL_DIR.value and Path(MANUAL_DIR.value).expanduser()
-    opened = open_dataset(DATASET.value, data_dir=DATA_DIR.value, manual_dir=manual_dir)
+    data_dir, manual_dir = (cli.optional(cli.local_path, f) for f in (DATA_DIR, MANUAL_DIR))
+    opened = open_dataset(DATASET.value, data_dir=data_dir, manual_dir=manual_dir)
     print(
         f"{DATASET.value}: {len(opened.train)} images to train on, {len(opened.eval)} to "
         f"evaluate, {len(opened.class_names)} classes"
     )
-    if DATA_DIR.value:
-        print(f"to train on it: export TFDS_DATA_DIR={DATA_DIR.value}")
+    if data_dir:
+        print(f"to train on it: export TFDS_DATA_DIR={data_dir}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from resnest_jax import cli, recipe
 from resnest_jax.config import complete
 from resnest_jax.tasks.classification import draw
 from resnest_jax.training import distributed
+from resnest_jax.training.mesh import check_batch_size
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
@@ -30,10 +31,11 @@ flags.mark_flag_as_required("config", flag_values=FLAGS)
 def main(_: list[str]) -> None:
     """Draw a batch of ``--count`` images."""
     distributed.start()
+    path = cli.output_path(OUTPUT)
     config = complete(CONFIG.value)
+    check_batch_size(config.batch_size, config.parallel.accumulate)
     first = STEP.value * config.batch_size // COUNT.value
     config.batch_size, config.parallel.accumulate, config.evaluation.batch_size = COUNT.value, 1, 0
-    path = cli.local_path(OUTPUT)
     draw.draw_batch(recipe.build(config), path, SPLIT.value, first, STEP.value)
     print(path)
 

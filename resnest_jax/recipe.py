@@ -72,6 +72,12 @@ def _check(config: ConfigDict) -> None:
         raise InputError(f"optimizer.layer_decay must be in (0, 1]; got {layer_decay}")
     if layer_decay < 1 and config.optimizer.lr_mults:
         raise InputError("optimizer.layer_decay and optimizer.lr_mults are both given; use one")
+    if not all(isinstance(boundary, int | float) for boundary in config.optimizer.boundaries):
+        raise InputError(f"optimizer.boundaries must be numbers; got {config.optimizer.boundaries}")
+    if config.checkpoint.keep_last < 1:
+        raise InputError(
+            f"checkpoint.keep_last must be at least 1; got {config.checkpoint.keep_last}"
+        )
     for field, value in (
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluation.batch_size", config.evaluation.batch_size),

@@ -15,6 +15,7 @@ from resnest_jax.training.curves import plot_curves
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.loop import fit
 from resnest_jax.training.run import Run
+from resnest_jax.training.state import abstract_state
 from resnest_jax.training.tracker import check_tracker
 from resnest_jax.weights.card import Card, check_class_names, write_card
 from resnest_jax.workdir import PARAMETERS, SUMMARY, claim_workdir
@@ -44,6 +45,7 @@ def train(config: ConfigDict, workdir: Path, from_step: int | None = None) -> di
     check_tracker(config.tracker)
     run = recipe.build(config, workdir)
     check_classes(run, workdir)
+    abstract_state(run)  # raises what does not fit the model before anything is written
     free = FREE_SECTIONS if from_step is None else FREE_SECTIONS + CHANGEABLE
     with claim_workdir(workdir, config, free):
         try:
@@ -71,7 +73,7 @@ def _train(run: Run, config: ConfigDict, workdir: Path, from_step: int | None) -
         summary = fit(run, checkpoints, workdir)
     if is_main():
         summary = {"model": config.model.name, **summary}
-        plot_curves(workdir, run.task.curves)
+        plot_curves(workdir, run)
         write_json(workdir / SUMMARY, summary)
     return summary
 

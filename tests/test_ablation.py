@@ -26,6 +26,7 @@ SWEEP = [
     "--config.model.planes=(8, 8, 8, 8)",
     "--config.model.stem_width=4",
     "--config.epochs=1.0",
+    "--config.batch_size=240",
     "--config.eval_every_epochs=0.5",
     "--config.log_every_steps=1",
     "--grid=0s1x64d",
@@ -34,8 +35,9 @@ SWEEP = [
     "--batch_size=8",
     "--repeats=2",
 ]
-DOES, FAILS = "--axis=batch_size=240", "--axis=batch_size=240,100000"
-GOOD, BAD = "0s1x64d batch_size=240", "0s1x64d batch_size=100000"
+DOES = "--axis=optimizer.base_learning_rate=0.4"
+FAILS = f"{DOES},1e30"  # diverges
+GOOD, BAD = (f"0s1x64d optimizer.base_learning_rate={rate}" for rate in (0.4, 1e30))
 
 # One worker runs them all: they share a fixture that takes long.
 pytestmark = pytest.mark.xdist_group("ablation")
@@ -89,12 +91,12 @@ def test_a_failed_cell_stops_no_other(whole):
             assert "jax" in row["versions"]
             assert row["device"]
         else:
-            assert row["error"].startswith("InputError: batch_size 100000 must not exceed")
+            assert row["error"].startswith("DivergenceError: step ")
     assert len({row["config"] for row in rows}) == 2
     for log in workdir.glob("runs/*/*/log.txt"):
         assert "Fatal" not in log.read_text()
     table = (workdir / "table.md").read_text()
-    assert f"- {BAD}, seed 0: InputError: batch_size 100000" in table
+    assert f"- {BAD}, seed 0: DivergenceError: step " in table
     assert f"| {BAD} | 0 | failed |" in table
     assert "[4/4 runs" in result.stdout
     for name in ("tradeoff.png", "curves.png"):

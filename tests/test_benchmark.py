@@ -47,7 +47,7 @@ def test_comparison_is_round_by_round(programs, tmp_path):
     assert folded["ms per call"] == 200
     assert folded["times the first"] == 2
     assert folded["times eager PyTorch"] == 1.5
-    report.show(found, "inference", str(tmp_path))
+    report.show(found, "inference", tmp_path)
     assert json.loads((tmp_path / "inference.json").read_text()) == found
     assert (tmp_path / "inference.png").read_bytes().startswith(b"\x89PNG")
     alone = report.comparison({"as trained": [0.2, 0.2]}, programs, images=4)
@@ -64,7 +64,7 @@ def test_inference_moves_no_feature_map(programs):
 
 
 def test_profile_finds_the_operations(programs, tmp_path, capsys):
-    rows = profiling.rows(programs["training"], "float32", str(tmp_path))
+    rows = profiling.rows(programs["training"], "float32", tmp_path)
     assert any("gradient" in row[""] for row in rows)
     assert all(row["ms"] >= 0 for row in rows)
     assert "GFLOP alone" in capsys.readouterr().out

@@ -35,7 +35,7 @@ def test_it_learns_logs_and_draws(whole):
     assert logged[0]["progress"] == pytest.approx(1 / 48)
     assert all(line["worst"] > line["loss"] for line in logged)
     assert summary["best_eval_score"] == max(line.get("eval_score", -9) for line in lines)
-    plot_curves(workdir, pixel_task.PixelTask.curves)
+    plot_curves(workdir, pixel_task.make_run())
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,6 +12,7 @@ curves.png and costs.json. Each run uses all accelerators: on a machine with any
 with --costs_only first, in the same directory.
 """
 
+import concurrent.futures
 from pathlib import Path
 
 from absl import flags
@@ -32,9 +33,9 @@ from experiments.ablation.significance import compare
 from experiments.ablation.sweep import make_jobs, outcome, run_jobs
 from resnest_jax import cli
 from resnest_jax.config import complete, model_fields
-from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic, writing
+from resnest_jax.models.resnest import MIN_SIZE
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
@@ -75,12 +76,14 @@ IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
     "Side of the images for costs; default: the recipe's, or 224.",
+    lower_bound=MIN_SIZE,
     flag_values=FLAGS,
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
     "Batch size for costs; default: the recipe's, at most 64.",
+    lower_bound=1,
     flag_values=FLAGS,
 )
 REPEATS = flags.DEFINE_integer(
@@ -90,7 +93,7 @@ REPEATS = flags.DEFINE_integer(
 
 def main(_: list[str]) -> int:
     """Run the sweep."""
-    workdir = Path(WORKDIR.value).expanduser().resolve()
+    workdir = cli.local_path(WORKDIR).resolve()
     cells = parse_grid(GRID.value, AXIS.value, PRESET.value)
     baseline = BASELINE.value or cells[0].name
     if baseline not in [cell.name for cell in cells]:
@@ -132,6 +135,8 @@ def sweep(
     plot_curves(todo, workdir / "curves.png")
     accuracy = report.accuracy_table(rows, comparisons, baseline)
     write_atomic(workdir / "table.md", accuracy.encode())  # in case measuring fails
+    if not any(top1.values()):
+        raise InputError(f"no run has a result; the first failed with: {rows[0]['error']}")
     setting = _setting(CONFIG.value)
     measured, device = costs.measure(models, setting, workdir / costs.COSTS)
     plot_tradeoff(top1, measured, baseline, workdir / "tradeoff.png")
@@ -151,17 +156,20 @@ def write_costs(models: dict[str, dict], setting: costs.Setting, workdir: Path) 
 
 
 def cell_models(configs: dict[str, ConfigDict]) -> dict[str, dict]:
-    """Return fields of each cell's model, with the number of classes of its data set."""
-    classes: dict[tuple, int] = {}
-    models = {}
-    for cell, config in configs.items():
-        source = (config.dataset, config.train_split, config.eval_split)
-        if source not in classes:
-            # Opened here, it is prepared once, before parallel runs start.
-            opened = open_dataset(source[0], train_split=source[1], eval_split=source[2])
-            classes[source] = len(opened.class_names)
-        models[cell] = {"num_classes": classes[source], **model_fields(config)}
-    return models
+    """Check the run of each cell; return fields of its model, with the number of classes.
+
+    This prepares the data sets, before parallel runs start.
+
+    Raises:
+      InputError: if a run would fail at its start.
+    """
+    # In a process of its own: a run needs the accelerators, which one process holds at a time.
+    with concurrent.futures.ProcessPoolExecutor(1) as pool:
+        classes = pool.submit(jobs.check, configs).result()
+    return {
+        cell: {"num_classes": classes[cell], **model_fields(config)}
+        for cell, config in configs.items()
+    }
 
 
 def _setting(config: ConfigDict | None) -> costs.Setting:

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
-from resnest_jax import cli, runs
+from resnest_jax import cli, recipe, runs
 from resnest_jax.config import complete
 from resnest_jax.errors import InputError, one_line
 from resnest_jax.files import write_json
+from resnest_jax.training.state import abstract_state
 
 JOB, RESULT, FAILURE, LOG = "job.json", "result.json", "failure.json", "log.txt"
 PACKAGES = ("jax", "flax", "optax", "numpy")
@@ -49,6 +51,23 @@ def run_one(folder: Path) -> None:
             return
         (folder / FAILURE).unlink(missing_ok=True)
         write_json(folder / RESULT, {"summary": summary, **provenance()})
+
+
+def check(configs: dict[str, ConfigDict]) -> dict[str, int]:
+    """Build the run of each cell as ``run_one`` would; return its number of classes.
+
+    Raises:
+      InputError: for the first cell whose run would fail at its start; the message names it.
+    """
+    classes = {}
+    for cell, config in configs.items():
+        try:
+            run = recipe.build(config)
+            abstract_state(run)
+        except InputError as error:
+            raise InputError(f"cell {cell}: {error}") from None
+        classes[cell] = len(run.batches.class_names)
+    return classes
 
 
 def provenance() -> dict[str, str]:

@@ -16,6 +16,7 @@ and onnxruntime; the picture needs matplotlib. Else they are skipped.
 
 import os
 import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,8 @@ from experiments.benchmark import (
 )
 from experiments.timing import time_calls
 from resnest_jax import cli
+from resnest_jax.errors import InputError
+from resnest_jax.files import writing
 from resnest_jax.models.zoo import create_model
 
 FLAGS = flags.FlagValues()
@@ -67,28 +70,50 @@ COMPILED = flags.DEFINE_bool("compiled", True, "Time torch.compile too.", flag_v
 
 def main(_: list[str]) -> None:
     """Time the programs, with a temporary compilation cache."""
+    _check_kinds()
+    create_model(MODEL.value)  # an error if it is unknown, before the directory is made
+    out = _out()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        _benchmark()
+        _benchmark(out)
 
 
-def _benchmark() -> None:
+def _check_kinds() -> None:
+    """Raise InputError for flags that exclude each other."""
+    kinds = [f"--{flag.name}" for flag in (ZOO, LAYERS, PROFILE) if flag.value]
+    kinds += ["--train"] if ZOO.value and TRAIN.value else []
+    if len(kinds) > 1:
+        raise InputError(f"{' and '.join(kinds)} are different measurements; give one of them")
+
+
+def _out() -> Path | None:
+    """Make the directory of the results, if there is to be one."""
+    if OUT.value is None:
+        return None
+    folder = cli.local_path(OUT)
+    with writing("--out", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _benchmark(out: Path | None) -> None:
     shape = (BATCH_SIZE.value, IMAGE_SIZE.value, IMAGE_SIZE.value, 3)
     images = jax.random.normal(jax.random.key(1), shape)
     print(f"{MODEL.value}, images {shape}, {DTYPE.value}, {jax.devices()[0].device_kind}")
     if ZOO.value:
         settings = (BATCH_SIZE.value, DTYPE.value, REPEATS.value, TORCH.value, COMPILED.value)
-        report.show(zoo.rows(*settings), "zoo", OUT.value)
+        report.show(zoo.rows(*settings), "zoo", out)
         return
     model = create_model(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
-        report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", OUT.value)
+        report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", out)
         return
+    print("compiling the programs", flush=True)
     programs = ours.training(model, images) if TRAIN.value else ours.inference(model, images)
     if PROFILE.value:
         program = programs["as trained"]
-        report.show(profiling.rows(program, model.dtype, OUT.value), "profile", OUT.value)
+        report.show(profiling.rows(program, model.dtype, out), "profile", out)
         return
     programs = {name: ours.time_cached(program) for name, program in programs.items()}
     if not TRAIN.value:
@@ -104,7 +129,7 @@ def _benchmark() -> None:
         )
     seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
     rows = report.comparison(seconds, programs, BATCH_SIZE.value)
-    report.show(rows, "training" if TRAIN.value else "inference", OUT.value)
+    report.show(rows, "training" if TRAIN.value else "inference", out)
 
 
 if __name__ == "__main__":

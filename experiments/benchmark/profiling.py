@@ -15,7 +15,7 @@ from experiments.benchmark.ours import Program, compile_program
 CALLS = 3
 
 
-def rows(program: Program, dtype, out: str | None) -> list[dict]:
+def rows(program: Program, dtype, out: Path | None) -> list[dict]:
     """Return milliseconds per call and kind of operation, over all threads; print the roofline.
 
     The roofline's peak is that of matrix products in ``dtype``.
@@ -24,7 +24,7 @@ def rows(program: Program, dtype, out: str | None) -> list[dict]:
     moves = moved(program.compiled.as_text())
     size = sum(size for _, size in moves) / 1e6
     print(f"{len(moves)} copies or transposes change a layout: {size:.2f} MB")
-    directory = Path(out or tempfile.mkdtemp()) / "trace"
+    directory = (out or Path(tempfile.mkdtemp())) / "trace"
     program.call()
     with jax.profiler.trace(str(directory)):
         for _ in range(CALLS):

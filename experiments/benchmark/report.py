@@ -39,8 +39,8 @@ def speed(times: list[float], images: int) -> dict:
     return {"images/s": round(median, 2), "quartiles": f"{low:.2f} - {high:.2f}"}
 
 
-def show(rows: list[dict], name: str, out: str | None) -> None:
-    """Print the rows as a table; with ``out`` write NAME.json and NAME.png there too."""
+def show(rows: list[dict], name: str, out: Path | None) -> None:
+    """Print the rows as a table; with a directory write NAME.json and NAME.png there too."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
@@ -48,9 +48,7 @@ def show(rows: list[dict], name: str, out: str | None) -> None:
         print("| " + " | ".join(str(row.get(column, "")) for column in columns) + " |")
     if out is None:
         return
-    path = Path(out)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     try:
         import matplotlib.pyplot as plt
     except ImportError:
@@ -59,7 +57,7 @@ def show(rows: list[dict], name: str, out: str | None) -> None:
     figure, axes = plt.subplots(figsize=(8, 5))
     _draw(axes, rows)
     figure.tight_layout()
-    figure.savefig(path / f"{name}.png", dpi=150)
+    figure.savefig(out / f"{name}.png", dpi=150)
     plt.close(figure)
 
 

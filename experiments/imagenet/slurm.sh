@@ -13,6 +13,10 @@
 #SBATCH --output=slurm-%j.out
 #SBATCH --open-mode=append
 set -uo pipefail
+if [ $# -lt 3 ]; then
+  echo "usage: $0 MODEL DATA WORKDIR [--config.KEY=VALUE ...]" >&2
+  exit 2
+fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
 model=$1 data=$2 workdir=$3
 shift 3

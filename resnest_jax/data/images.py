@@ -65,12 +65,13 @@ class Images:
 
     def _note(self, log: Path, key: str, error: Exception) -> None:
         """Add the key to the log if it is new; raise InputError if there are too many."""
-        known = set(log.read_text().splitlines()) if log.exists() else set()
+        # Names of files may be any bytes.
+        known = set(os.fsdecode(log.read_bytes()).splitlines()) if log.exists() else set()
         if key not in known:
             # One small write in append mode: lines of several workers do not mix.
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(descriptor, f"{key}\n".encode())
+                os.write(descriptor, os.fsencode(f"{key}\n"))
             finally:
                 os.close(descriptor)
         count = len(known | {key})

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -17,6 +19,11 @@ from resnest_jax.training.task import PyTree
 
 # Set by hand in every process; not needed where a cluster manager sets its own variables.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Of cluster managers, with the number of processes first.
+SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID")
+OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
+WAIT = 300.0  # seconds for the other processes
 
 
 def start() -> None:
@@ -26,29 +33,99 @@ def start() -> None:
     (``JAX_COORDINATOR_ADDRESS=HOST:PORT``); with only ``JAX_COORDINATOR_ADDRESS=auto`` JAX finds
     them, for example on a TPU slice. Local CPU devices communicate through gloo.
 
+    The process ends after ``WAIT`` seconds if one of the others does not come.
+
     Raises:
-      InputError: if only some of the three variables are set, or a number is invalid.
+      InputError: if only some of the three variables are set, a variable is invalid, or the host is
+        unknown.
     """
-    given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if name in os.environ}
+    given = _variables(ADDRESS, COUNT, INDEX)
     if given == {ADDRESS: "auto"}:
         del os.environ[ADDRESS]  # JAX would take it for an address
-        jax.distributed.initialize()
+        _join(given)
     elif given:
-        if len(given) < 3 or not (given[COUNT].isdecimal() and given[INDEX].isdecimal()):
-            raise InputError(
-                f"set all three of {ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I, or only "
-                f"{ADDRESS}=auto; got {given}"
-            )
-        jax.distributed.initialize(given[ADDRESS], int(given[COUNT]), int(given[INDEX]))
+        _join(given, *_processes(given))
     elif _in_cluster():
-        jax.distributed.initialize()
+        _join(_variables(*SLURM, *OPEN_MPI, TPU_HOSTS))
+
+
+def _variables(*names: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def _processes(given: dict[str, str]) -> tuple[str, int, int]:
+    """Return address, number of processes and index of this one from the three variables."""
+    match [given.get(ADDRESS, "").rpartition(":"), given.get(COUNT, ""), given.get(INDEX, "")]:
+        case [(host, ":", port), count, index] if (
+            host
+            and all(text.isdecimal() for text in (port, count, index))
+            and 0 < int(port) < 2**16
+            and int(index) < int(count)
+        ):
+            _check_host(host, given[ADDRESS])
+            return given[ADDRESS], int(count), int(index)
+    raise InputError(
+        f"set all three of {ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I with I from 0 to N - 1, or "
+        f"only {ADDRESS}=auto; got {_listed(given)}"
+    )
+
+
+def _check_host(host: str, address: str) -> None:
+    try:
+        socket.getaddrinfo(host.strip("[]"), None)
+    except OSError as error:
+        raise InputError(
+            f"{ADDRESS}={address}: the host {host} is unknown ({error.strerror}); give the host of "
+            f"the process with {INDEX}=0"
+        ) from None
 
 
 def _in_cluster() -> bool:
     """Return whether a cluster manager started several processes of this command."""
-    tasks = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return any(int(os.environ.get(name, 1)) > 1 for name in tasks) or len(hosts) > 1
+    counts = _variables(SLURM[0], OPEN_MPI[0])
+    for name, count in counts.items():
+        if not count.isdecimal():
+            raise InputError(f"{name} must be a number of processes; got {count!r}; unset it")
+    hosts = os.environ.get(TPU_HOSTS, "").split(",")
+    return any(int(count) > 1 for count in counts.values()) or len(hosts) > 1
+
+
+def _join(
+    variables: dict[str, str],
+    address: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+) -> None:
+    """Start JAX with the other processes; end this one if they do not come."""
+    print(f"waiting for the other processes of the run ({_listed(variables)})", flush=True)
+    # A thread, because JAX ends the process itself, with a trace of its library's frames.
+    timer = threading.Timer(WAIT, _give_up, [variables])
+    timer.daemon = True
+    timer.start()
+    try:
+        timeout = 2 * round(WAIT)
+        jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise InputError(
+            f"the processes of the run cannot be found ({error}) from {_listed(variables)}; start "
+            f"them with srun or mpirun, or set {ADDRESS}=HOST:PORT, {COUNT}=N and {INDEX}=I"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def _give_up(variables: dict[str, str]) -> None:
+    print(
+        f"error: the other processes of the run did not come within {WAIT:.0f} seconds "
+        f"({_listed(variables)}); start all of them, and check that they can reach each other",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _listed(variables: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in variables.items())
 
 
 def is_main() -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnest_jax.errors import InputError
+from resnest_jax.files import local_path
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
 from resnest_jax.models.zoo import create_model
 from resnest_jax.weights.card import Card
@@ -121,14 +122,14 @@ def read_weights(
     A file gives only ``num_classes``; the name is the argument. Arguments and errors are those of
     ``load_pretrained``.
     """
-    path = Path(source).expanduser()
+    path = local_path("weights", source)
     if path.is_dir():
         description, variables = read_directory(path, checkpoint)
         if name not in (None, description["name"]):
             raise InputError(f"weights {path} are those of {description['name']}, not of {name}")
         return description, to_torch(variables, create_model(**description))
     if not path.is_file():
-        raise InputError(f"weights {path}: no such file or directory")
+        raise InputError(f"weights {path}: there is no {path.absolute()}")
     check_no_checkpoint(path, checkpoint)
     if name is None:
         raise InputError(f"model is missing: the name of the model whose weights {path} holds")

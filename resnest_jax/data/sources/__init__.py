@@ -1,12 +1,12 @@
 """Data sets by name, as records by index whose images are still encoded."""
 
 import os
-from pathlib import Path
 
 from resnest_jax.data.sources.folder import open_folder, open_folder_split
 from resnest_jax.data.sources.records import Dataset, Records, Relabelled, Split
 from resnest_jax.data.sources.table import open_table, open_table_split
 from resnest_jax.errors import InputError
+from resnest_jax.files import local_path
 
 __all__ = ["Dataset", "Records", "Relabelled", "Split", "open_dataset", "open_split"]
 
@@ -51,13 +51,14 @@ def open_dataset(
         cannot be prepared or read here, or if a folder or CSV file has another layout.
     """
     if name.startswith(_TABLE_PREFIX):
-        path = Path(name.removeprefix(_TABLE_PREFIX)).expanduser()
+        path = local_path("dataset csv:PATH", name.removeprefix(_TABLE_PREFIX))
         return open_table(path, train_split, eval_split, multi_label)
     if multi_label:
         raise InputError(f"multi_label needs a dataset csv:PATH; got {name!r}")
     if name.startswith(_FOLDER_PREFIX):
-        root = Path(name.removeprefix(_FOLDER_PREFIX)).expanduser()
+        root = local_path("dataset folder:PATH", name.removeprefix(_FOLDER_PREFIX))
         return open_folder(root, train_split, eval_split)
+    _check_directories(data_dir, manual_dir)
     # Slow to import, and folders do not need it.
     from resnest_jax.data.sources.tfds import open_tfds
 
@@ -77,10 +78,30 @@ def open_split(name: str, split: str = "auto", multi_label: bool = False) -> Spl
       InputError: as ``open_dataset``.
     """
     if name.startswith(_TABLE_PREFIX):
-        path = Path(name.removeprefix(_TABLE_PREFIX)).expanduser()
+        path = local_path("dataset csv:PATH", name.removeprefix(_TABLE_PREFIX))
         return open_table_split(path, split, multi_label)
     if name.startswith(_FOLDER_PREFIX):
-        return open_folder_split(Path(name.removeprefix(_FOLDER_PREFIX)).expanduser(), split)
+        root = local_path("dataset folder:PATH", name.removeprefix(_FOLDER_PREFIX))
+        return open_folder_split(root, split)
+    _check_directories(None, None)
     from resnest_jax.data.sources.tfds import open_tfds_split
 
     return open_tfds_split(name, split)
+
+
+def _check_directories(
+    data_dir: str | os.PathLike | None, manual_dir: str | os.PathLike | None
+) -> None:
+    """Raise InputError for directories that TFDS could not use, before it makes others."""
+    environment = "TFDS_DATA_DIR"
+    given = {environment: os.environ.get(environment), "data_dir": data_dir}
+    for field, directory in given.items():
+        if directory is not None:
+            local_path(field, directory)
+    if manual_dir is None:
+        return
+    path = local_path("manual_dir", manual_dir)
+    if not path.is_dir() or not any(path.iterdir()):
+        raise InputError(
+            f"manual_dir {path.absolute()} must be a directory that holds the files you fetched"
+        )

@@ -95,8 +95,7 @@ def open_folder_split(root: Path, split: str) -> Split:
 
 def _check_folder(root: Path) -> None:
     if not root.is_dir():
-        where = "" if root.is_absolute() else f" in {Path.cwd()}"
-        raise InputError(f"no such folder: {root}{where}; {_FOLDER_LAYOUT}")
+        raise InputError(f"dataset: no such folder: {root.absolute()}; {_FOLDER_LAYOUT}")
 
 
 def _has_splits(root: Path) -> bool:
@@ -111,8 +110,8 @@ def _hold_out(root: Path) -> Dataset:
     held_out = _every_fifth_of_each_class(found.labels)
     if not held_out.any():
         raise InputError(
-            f"no class folder of {root} has the {_HOLD_OUT} images it takes to hold one out "
-            f"for evaluation; {_FOLDER_LAYOUT}"
+            f"dataset: no class folder of {root.absolute()} has the {_HOLD_OUT} images it takes "
+            f"to hold one out for evaluation; {_FOLDER_LAYOUT}"
         )
 
     def records(chosen: np.ndarray) -> FolderRecords:
@@ -162,11 +161,13 @@ def _list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> _L
     """
     found = _subfolders(folder)
     if not found:
-        raise InputError(f"no class folders in {folder}; {_FOLDER_LAYOUT}")
+        raise InputError(f"dataset: no class folders in {folder.absolute()}; {_FOLDER_LAYOUT}")
     class_names = tuple(found) if class_names is None else class_names
     unknown = sorted(set(found) - set(class_names))
     if unknown:
-        raise InputError(f"{folder} has classes missing from training: {', '.join(unknown)}")
+        raise InputError(
+            f"dataset: {folder} has classes missing from training: {', '.join(unknown)}"
+        )
     paths: list[str] = []
     counts: list[int] = []
     others: collections.Counter[str] = collections.Counter()
@@ -175,7 +176,9 @@ def _list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> _L
     for name in found:
         images = list(_images(folder / name, others))
         if not images:
-            raise InputError(f"no images in the class folder {folder / name}; {_FOLDER_LAYOUT}")
+            raise InputError(
+                f"dataset: no images in the class folder {folder / name}; {_FOLDER_LAYOUT}"
+            )
         paths += images
         counts.append(len(images))
     labels = np.repeat([class_names.index(name) for name in found], counts).astype(np.int32)

@@ -1,16 +1,21 @@
 """Data sets of TensorFlow Datasets, read without TensorFlow."""
 
+import contextlib
+import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
 
 # Imported to register them with TFDS.
 from resnest_jax.data.builtin import cluttered_digits, sklearn_digits  # noqa: F401
 from resnest_jax.data.sources.records import Dataset, Split
 from resnest_jax.errors import InputError, one_line
+
+RETRIES = 2  # of a download; TFDS's own 10 take minutes to notice that there is no network
 
 
 class TfdsRecords:
@@ -53,8 +58,8 @@ def open_tfds(
     builder, class_names = _open_builder(name, data_dir, manual_dir)
     train_split, eval_split = _choose_splits(name, train_split, eval_split, builder.info.splits)
     return Dataset(
-        train=_open_split(builder, name, train_split),
-        eval=_open_split(builder, name, eval_split),
+        train=_open_split(builder, name, "train_split", train_split),
+        eval=_open_split(builder, name, "eval_split", eval_split),
         class_names=class_names,
     )
 
@@ -68,7 +73,7 @@ def open_tfds_split(name: str, split: str) -> Split:
     if split == "auto":
         names = ("validation", "test", *builder.info.splits)
         split = next(name for name in names if name in builder.info.splits)
-    return Split(_open_split(builder, name, split), class_names)
+    return Split(_open_split(builder, name, "eval_split", split), class_names)
 
 
 def _open_builder(
@@ -112,11 +117,12 @@ def _prepare(
 ) -> None:
     """Write the data set to the directory of TFDS, if it is not there."""
     try:
-        # array_record is the format that is read without TensorFlow.
-        builder.download_and_prepare(
-            file_format="array_record",
-            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
-        )
+        with _few_retries():
+            # array_record is the format that is read without TensorFlow.
+            builder.download_and_prepare(
+                file_format="array_record",
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+            )
     except ImportError as error:
         raise InputError(_needs_package(name, error)) from error
     except (
@@ -125,7 +131,26 @@ def _prepare(
         ValueError,
         tfds.download.DownloadError,
     ) as error:
-        raise InputError(f"cannot prepare the data set {name!r}: {one_line(error)}") from error
+        raise InputError(
+            f"cannot prepare the data set {name!r} in {builder.data_dir}: {one_line(error)}; "
+            f"python -m resnest_jax.prepare --dataset={name} does this once, where there is a "
+            "network, with --manual_dir=DIR for files that you must fetch yourself; or use a "
+            "folder of images: folder:PATH"
+        ) from error
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let TFDS notice in seconds that there is no network, and say so once."""
+    logger = logging.getLogger("urllib3")
+    before = downloader.MAX_RETRIES, logger.level
+    downloader.MAX_RETRIES = RETRIES
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES, level = before
+        logger.setLevel(level)
 
 
 def _choose_splits(
@@ -148,7 +173,9 @@ def _choose_splits(
     return train_split, eval_split
 
 
-def _open_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> TfdsRecords:
+def _open_split(
+    builder: tfds.core.DatasetBuilder, name: str, field: str, split: str
+) -> TfdsRecords:
     """Open one split, with encoded images."""
     try:
         source = builder.as_data_source(
@@ -166,8 +193,8 @@ def _open_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Tfd
     except ValueError as error:
         sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
         raise InputError(
-            f"split {split!r} of the data set {name!r} is unknown or empty: expected one of "
-            f"{sizes} or a slice such as 'train[:90%]'"
+            f"{field}: split {split!r} of the data set {name!r} is unknown or empty: expected one "
+            f"of {sizes} or a slice such as 'train[:90%]'"
         ) from error
     return TfdsRecords(source, f"{name}/{split}")
 
@@ -175,5 +202,5 @@ def _open_split(builder: tfds.core.DatasetBuilder, name: str, split: str) -> Tfd
 def _needs_package(name: str, error: ImportError) -> str:
     return (
         f"data set {name!r} needs a package that is not installed ({one_line(error)}); "
-        "for TensorFlow: pip install 'resnest_jax[prepare]'"
+        "for TensorFlow: pip install 'resnest_jax[prepare]'; or use a folder of images: folder:PATH"
     )

@@ -49,6 +49,9 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
         if targets.ndim == 1:
             targets = np.eye(task.num_classes)[targets]
     most = 2 if batch["label"].ndim == 1 else MOST_LABELS  # an image and its partner
+    title = "Training images after augmentation and mixing, with the classes of their targets"
+    if split == "eval":
+        title = "Evaluation images as the network sees them, with their classes"
     rows = math.ceil(len(images) / COLUMNS)
     figure = matplotlib.figure.Figure(figsize=(2 * COLUMNS, 2.4 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -57,12 +60,20 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
     for axes, image, target in zip(panels, images, np.asarray(targets), strict=False):
         # The last three are for grey images.
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(_label(target, run.batches.class_names, most), fontsize=7)
+        # Do not parse $ as math.
+        label = _label(target, run.batches.class_names, most)
+        axes.set_title(label, fontsize=8, parse_math=False)
+    figure.suptitle(title)
     with writing("output", path):
         figure.savefig(path, dpi=100, format="png")
 
 
 def _label(target: np.ndarray, class_names: tuple[str, ...], most: int) -> str:
-    """Return up to ``most`` classes of a target with their weights, the larger first."""
+    """Return up to ``most`` classes of a target, the larger first, with those shares that mix."""
     order = [i for i in np.argsort(-target) if target[i] > SHOWN_WEIGHT][:most]
-    return "\n".join(f"{target[i]:.2f} {class_names[i]}" for i in order)
+    if len(order) == 1:
+        return f"class {class_names[order[0]]}"
+    shares = ["" if target[i] == 1 else f"{100 * target[i]:.0f} % " for i in order]
+    return "\n".join(
+        f"{share}class {class_names[i]}" for share, i in zip(shares, order, strict=True)
+    )

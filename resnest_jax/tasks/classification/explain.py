@@ -101,8 +101,11 @@ def draw(
         top = int(np.argmax(explanation.probabilities))
         label = f"{class_names[top]} {100 * explanation.probabilities[top]:.1f} %"
         _draw_image(axes[0], image, title)
-        _draw_image(axes[1], image, label)
-        _draw_map(axes[1], np.asarray(explanation.cam))
+        if explanation.cam.size > 1:
+            _draw_image(axes[1], image, label)
+            _draw_map(axes[1], np.asarray(explanation.cam))
+        else:  # one value for the whole image says nothing about places
+            _draw_image(axes[1], image, f"{label}\n(too small for a map)")
         for stage in range(stages):
             _draw_attention(axes[2 + stage], explanation, stage)
             if row == 0:

@@ -16,7 +16,7 @@ from resnest_jax.data.decode import decode
 from resnest_jax.data.imagenet import readable
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
-from resnest_jax.files import write_atomic, writing
+from resnest_jax.files import local_path, write_atomic, writing
 from resnest_jax.models.inputs import STATISTICS, input_channels, normalize
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.tasks.classification.explain import Explanation, draw, explain
@@ -279,7 +279,7 @@ def find_images(files: Sequence[str]) -> list[Path]:
     if not files:
         raise InputError("no images are given; expected IMAGE_OR_FOLDER... as arguments")
     paths: list[Path] = []
-    for path in (Path(file).expanduser() for file in files):
+    for path in (local_path("image", file) for file in files):
         if not path.is_dir():
             paths.append(path)
             continue

@@ -14,6 +14,7 @@ from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources import Dataset
 from resnest_jax.data.sources import open_dataset as open_source
 from resnest_jax.errors import InputError
+from resnest_jax.files import local_path
 from resnest_jax.models.inputs import STATISTICS
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
@@ -26,6 +27,7 @@ from resnest_jax.tasks.parts import Parts
 from resnest_jax.training.mesh import round_up
 from resnest_jax.training.task import Variables
 from resnest_jax.weights.pretrained import load_pretrained
+from resnest_jax.weights.published import SOURCES
 
 LAYERS = ("^stem/", *(f"^stage{stage}_" for stage in range(1, 5)), "^head/")
 HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
@@ -45,18 +47,34 @@ def check(config: ConfigDict) -> None:
         raise InputError(
             f"eval_image_size must be at least {MIN_SIZE}; got {config.eval_image_size}"
         )
-    weights, checkpoint = config.pretrained.weights, config.pretrained.checkpoint
-    if checkpoint != "last" and weights in ("none", "published"):
-        raise InputError(
-            f"pretrained.checkpoint {checkpoint!r} needs a run as pretrained.weights; got "
-            f"{weights!r}"
-        )
+    _check_weights(config)
+    if config.model.norm == "folded":
+        raise InputError("model.norm 'folded' is not for training; use 'batch' or 'frozen'")
     create_model(**model_fields(config))
     if config.model.dtype == "float16":
         raise InputError(
             "model.dtype float16 is not for training, whose small gradients it rounds to 0; use "
             "bfloat16 or float32"
         )
+
+
+def _check_weights(config: ConfigDict) -> None:
+    """Raise InputError if there are no such initial weights."""
+    weights, checkpoint = config.pretrained.weights, config.pretrained.checkpoint
+    if checkpoint != "last" and weights in ("none", "published"):
+        raise InputError(
+            f"pretrained.checkpoint {checkpoint!r} needs a run as pretrained.weights; got "
+            f"{weights!r}"
+        )
+    if weights == "published" and config.model.name not in SOURCES:
+        raise InputError(
+            f"pretrained.weights 'published': there are none of {config.model.name}; there are of "
+            f"{', '.join(SOURCES)}"
+        )
+    if weights not in ("none", "published"):
+        path = local_path("pretrained.weights", weights)
+        if not path.exists():
+            raise InputError(f"pretrained.weights: there is no {path.absolute()}")
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
