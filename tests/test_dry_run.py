@@ -55,7 +55,7 @@ def test_dry_run_checks_paths_first(tmp_path):
     assert_one_line(result, f"{tmp_path}/nowhere")
     weights = f"--config.pretrained.weights={tmp_path}/nothing.safetensors"
     result = run("train", *QUICK, f"--workdir={tmp_path}/run", "--dry_run", weights)
-    assert_one_line(result, f"{tmp_path}/nothing.safetensors", "no such file")
+    assert_one_line(result, "pretrained.weights: there is no", f"{tmp_path}/nothing.safetensors")
 
 
 def test_memory_of_the_state_is_what_its_arrays_take(tmp_path):

@@ -132,7 +132,7 @@ def test_a_run_on_another_folder(digits, tmp_path):
 
 def test_where_it_looked_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=rf"no such folder: not/here in {tmp_path}"):
+    with pytest.raises(InputError, match=f"no such folder: {tmp_path}/not/here; expected PATH"):
         evaluate.run(None, str(RUN), "last", Options("folder:not/here"))
     monkeypatch.setattr(classifier, "fetch", lambda name: tmp_path / "x")
     with pytest.raises(InputError, match="dataset is missing"):

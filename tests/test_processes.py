@@ -160,4 +160,6 @@ def test_sigterm_stores_the_step_under_way(tmp_path):
 def test_half_a_description_of_the_processes_is_refused(variables, tmp_path):
     result = run("train", *FLAGS, f"--workdir={tmp_path}/run", **variables)
     assert result.returncode == 1
-    assert "JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=I, or only" in result.stderr
+    assert (
+        "JAX_NUM_PROCESSES=N and JAX_PROCESS_ID=I with I from 0 to N - 1, or only" in result.stderr
+    )

@@ -24,6 +24,7 @@ from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 from resnest_jax.tasks.parts import Parts
+from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.mesh import round_up
 from resnest_jax.training.task import Variables
 from resnest_jax.weights.pretrained import load_pretrained
@@ -59,7 +60,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_weights(config: ConfigDict) -> None:
-    """Raise InputError if there are no such initial weights."""
+    """Raise InputError if the initial weights cannot be meant."""
     weights, checkpoint = config.pretrained.weights, config.pretrained.checkpoint
     if checkpoint != "last" and weights in ("none", "published"):
         raise InputError(
@@ -71,6 +72,12 @@ def _check_weights(config: ConfigDict) -> None:
             f"pretrained.weights 'published': there are none of {config.model.name}; there are of "
             f"{', '.join(SOURCES)}"
         )
+    if weights not in ("none", "published"):
+        local_path("pretrained.weights", weights)
+
+
+def _check_source(weights: str) -> None:
+    """Raise InputError if initial weights are of a path that does not exist."""
     if weights not in ("none", "published"):
         path = local_path("pretrained.weights", weights)
         if not path.exists():
@@ -95,6 +102,8 @@ def build(
     Raises:
       InputError: if the config does not fit the data set.
     """
+    if workdir and latest_step(workdir) is None:  # a run that is resumed does not read them
+        _check_source(config.pretrained.weights)
     fields = _model_fields(config, dataset)
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
