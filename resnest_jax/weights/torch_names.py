@@ -17,6 +17,7 @@ BATCH_NORM = (
     ("running_mean", "batch_stats", "mean"),
     ("running_var", "batch_stats", "var"),
 )
+Network = ResNeSt | SegmentationModel
 COUNTER = "num_batches_tracked"  # in every torch batch norm; flax has no counterpart
 
 
@@ -88,7 +89,7 @@ def _block(model: ResNeSt, torch_name: str, block: str, downsample: bool) -> Ite
         yield from _norm(f"{torch_name}.downsample.{first + 1}", (block, "downsample_bn"))
 
 
-def torch_entries(model: ResNeSt | SegmentationModel) -> Iterator[Entry]:
+def torch_entries(model: Network) -> Iterator[Entry]:
     """Yield every entry of the torch state dictionary, in its order."""
     if isinstance(model, SegmentationModel):
         yield from _segmentation(model)
@@ -124,9 +125,7 @@ def _classifier(torch_name: str, path: tuple[str, ...]) -> Iterator[Entry]:
     yield from _layer(f"{torch_name}.4", (*path, "conv2"), bias=True)
 
 
-def from_torch(
-    state_dict: Mapping[str, np.ndarray], model: ResNeSt | SegmentationModel
-) -> dict[str, Any]:
+def from_torch(state_dict: Mapping[str, np.ndarray], model: Network) -> dict[str, Any]:
     """Convert a torch state dictionary to ``{"params", "batch_stats"}``, float32.
 
     Args:
@@ -164,9 +163,7 @@ def from_torch(
     return variables
 
 
-def to_torch(
-    variables: Mapping[str, Any], model: ResNeSt | SegmentationModel
-) -> dict[str, np.ndarray]:
+def to_torch(variables: Mapping[str, Any], model: Network) -> dict[str, np.ndarray]:
     """Convert variables to a state dictionary in torch layout and order: undo ``from_torch``.
 
     ``num_batches_tracked`` is 0; torch does not use it at its default momentum.
@@ -194,9 +191,7 @@ def _by_path(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     return {tuple(part.key for part in path): leaf for path, leaf in leaves}
 
 
-def _shapes(
-    model: ResNeSt | SegmentationModel, arrays: Mapping[str, np.ndarray]
-) -> dict[tuple[str, ...], tuple]:
+def _shapes(model: Network, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:
     """Return shapes by path; input channels are those of the file's first convolution."""
     first = arrays.get(next(torch_entries(model)).key)
     channels = first.shape[1] if first is not None and first.ndim == 4 else 3
