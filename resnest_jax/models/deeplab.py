@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -82,7 +83,7 @@ class DeepLabHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        layers = {"conv": self.conv, "norm": self.norm}
+        layers: dict[str, Any] = {"conv": self.conv, "norm": self.norm}
         x = ASPP(ASPP_FEATURES, self.rates, self.aspp_dropout, **layers, name="aspp")(x, train)
         classifier = Classifier(
             ASPP_FEATURES, self.num_classes, self.dropout, **layers, name="classifier"
@@ -133,7 +134,7 @@ class SegmentationModel(nn.Module):
             kernel_init=head_init,
         )
         norm = partial(BatchNorm, mode=b.norm, groups=b.norm_groups, dtype=b.dtype)
-        layers = {"conv": conv, "norm": norm}
+        layers: dict[str, Any] = {"conv": conv, "norm": norm}
         if self.head == "deeplabv3":
             rates = tuple(rate * 8 // b.output_stride for rate in RATES)
             dropouts = (self.aspp_dropout, self.dropout)
@@ -143,7 +144,7 @@ class SegmentationModel(nn.Module):
         if self.auxiliary:
             self.second = self._fcn(b.planes[2], layers, "auxiliary")
 
-    def _fcn(self, planes: int, layers: dict[str, ModuleDef], name: str) -> Classifier:
+    def _fcn(self, planes: int, layers: dict[str, Any], name: str) -> Classifier:
         # A quarter of the channels of the feature map.
         features = EXPANSION * planes // 4
         return Classifier(features, self.num_classes, self.dropout, **layers, name=name)
@@ -176,7 +177,7 @@ class SegmentationModel(nn.Module):
 
 def _at_size(logits: jax.Array, images: jax.Array) -> jax.Array:
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return resize_aligned(wide, images.shape[1:3])
+    return resize_aligned(wide, (images.shape[1], images.shape[2]))
 
 
 def _check_fields(model: SegmentationModel) -> None:

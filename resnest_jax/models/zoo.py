@@ -123,7 +123,9 @@ def list_models() -> list[str]:
 
 
 @overload
-def create_model(name: Literal["deeplabv3", "fcn"], **fields: Any) -> SegmentationModel: ...
+def create_model(  # pyright: ignore[reportOverlappingOverload]
+    name: Literal["deeplabv3", "fcn"], **fields: Any
+) -> SegmentationModel: ...
 @overload
 def create_model(name: str, **fields: Any) -> ResNeSt: ...
 def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel:
