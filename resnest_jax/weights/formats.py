@@ -1,6 +1,5 @@
 """Read and write weights: .safetensors, .pth, and directories of weights."""
 
-import importlib
 import io
 import json
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.errors import InputError, one_line
+from resnest_jax.errors import InputError, import_package, one_line
 from resnest_jax.files import write_atomic, write_json, writing
 
 StateDict = dict[str, np.ndarray]
@@ -141,18 +140,6 @@ def write_directory(
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-
-def import_package(module: str, requirement: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-      InputError: if it is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"this needs {module}: pip install '{requirement}'") from None
 
 
 def _read_safetensors(path: Path) -> StateDict:
