@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 from resnest_jax.data.sources.folder import open_folder
+from resnest_jax.data.sources.masks import MaskDataset, open_masks
 from resnest_jax.data.sources.records import Dataset, Records
 
-__all__ = ["Dataset", "Records", "open_dataset"]
+__all__ = ["Dataset", "MaskDataset", "Records", "open_dataset", "open_masks"]
 
 _FOLDER_PREFIX = "folder:"
 

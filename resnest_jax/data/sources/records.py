@@ -7,7 +7,8 @@ from typing import Any, Protocol
 class Records(Protocol):
     """Random access to records: encoded images, labels, and the ``key`` that identifies each.
 
-    For classification ``{"image": bytes, "label": int, "key": str}``.
+    For classification ``{"image": bytes, "label": int, "key": str}``; with label maps see
+    ``masks.MaskRecords``.
     """
 
     def __len__(self) -> int: ...
