@@ -121,3 +121,26 @@ def test_narrow_image_keeps_a_pixel():
     transform = geometry.random_crop((1, 300), 64, geometry.Draws(False, 50, 0, 0))
     assert (transform.apply_image(image) == 9).sum() == 50 * 3
     assert (transform.apply_labels(image[..., 0], IGNORED) == 9).sum() == 50
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "offset"),
+    [
+        ((48, 67), (48, 67), (0, 10)),  # 9.5 is rounded to the even number,
+        ((65, 48), (65, 48), (8, 0)),  # as 8.5 is
+        ((40, 58), (48, 69), (0, 10)),  # 69.6 is truncated
+        ((96, 96), (48, 48), (0, 0)),
+    ],
+)
+def test_center_crop(size, resized, offset):
+    assert geometry.center_crop(size, 48) == geometry.Transform(False, resized, offset, (48, 48))
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    # The other side is rounded, halves up.
+    [((10, 16), (33, 52)), ((16, 10), (52, 33)), ((10, 10), (52, 52)), ((5, 8), (33, 52))],
+)
+def test_longer_side(size, resized):
+    draws = geometry.Draws(False, 52, 0, 0)
+    assert geometry.random_crop(size, 48, draws).resized == resized

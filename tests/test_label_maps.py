@@ -71,8 +71,9 @@ def test_palettes_are_the_authors():
         encode(MAP, file_format="BMP"),
         encode(MAP, file_format="TIFF"),
         mat(MAP),
+        mat(MAP.astype(float)),
     ],
-    ids=["grey", "palette", "grey16", "bmp", "tiff", "mat"],
+    ids=["grey", "palette", "grey16", "bmp", "tiff", "mat", "mat of floats"],
 )
 def test_formats(encoded):
     np.testing.assert_array_equal(decode_label_map(encoded, "k"), MAP)

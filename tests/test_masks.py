@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -415,6 +416,26 @@ def test_list_with_a_fault(tmp_path, lists, message):
         open_masks(f"voc:{tmp_path}")
 
 
+def test_size_of_a_matlab_file_is_checked(tmp_path):
+    write_voc_aug(tmp_path)
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"GTcls": {"Segmentation": label_map(0, (1,), 6, 9)}})
+    write(tmp_path / "VOCaug/dataset/cls/p2.mat", buffer.getvalue())
+    with pytest.raises(InputError, match=r"p2\.jpg is 8x6 pixels, its label map .*p2\.mat 9x6"):
+        open_masks(f"voc_aug:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "extra"),
+    [("voc_aug", "scipy.io", "train"), ("pascal_context", "pycocotools.mask", "detection")],
+)
+def test_missing_package_is_named(tmp_path, monkeypatch, kind, module, extra):
+    LAYOUTS[kind](tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=rf"needs {module}: pip install 'resnest_jax\[{extra}\]'"):
+        open_masks(f"{kind}:{tmp_path}")
+
+
 def test_value_is_checked_in_a_sample_at_start_and_whenever_one_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(mask_checks, "SAMPLE", 2)
     write_folder(tmp_path)
@@ -438,7 +459,10 @@ def test_unreadable_files_that_are_allowed(tmp_path):
 
 def test_records_pickle_as_paths(tmp_path):
     write_folder(tmp_path)
-    records = open_masks(f"masks:{tmp_path}").train
+    dataset = open_masks(f"masks:{tmp_path}")
+    records = dataset.train
+    images = pickle.loads(pickle.dumps(Images(records, decode=MaskDecoder(dataset.table))))
+    np.testing.assert_array_equal(images[1]["labels"], decoded(dataset)[1]["labels"])
     pickled = pickle.dumps(records)
     assert str(tmp_path).encode() in pickled
     assert b"PNG" not in pickled

@@ -82,4 +82,4 @@ def _decode(encoded: bytes) -> np.ndarray:
 def _decode_mat(encoded: bytes) -> np.ndarray:
     scipy_io = import_package("scipy.io", "resnest_jax[train]")
     content = scipy_io.loadmat(io.BytesIO(encoded), squeeze_me=True, struct_as_record=False)
-    return np.asarray(content["GTcls"].Segmentation)
+    return np.asarray(content["GTcls"].Segmentation, np.int64)  # MATLAB may store numbers as floats
