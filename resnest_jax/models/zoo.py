@@ -157,7 +157,7 @@ def _segmentation(head: str, fields: dict[str, Any]) -> SegmentationModel:
     of_backbone = [name for name in _names_of(ResNeSt) if name not in own]
     _check_known(fields, ["backbone", *own, *of_backbone])
     preset = _fields_of(fields.get("backbone", "resnest50"))
-    preset = preset | {"num_classes": 0, "output_stride": 8}  # a new dict: that one is shared
+    preset = {**preset, "num_classes": 0, "output_stride": 8}  # a new dict: that one is shared
     backbone = ResNeSt(**preset | {k: v for k, v in fields.items() if k in of_backbone})
     return SegmentationModel(backbone, head, **{k: v for k, v in fields.items() if k in own})
 

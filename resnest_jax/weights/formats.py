@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.errors import InputError, one_line
+from resnest_jax.errors import InputError, import_package, one_line
 from resnest_jax.files import write_atomic, write_json, writing
 from resnest_jax.weights.card import METADATA, Card, write_card
-from resnest_jax.weights.packages import import_package
 from resnest_jax.weights.torch_files import read_torch, write_torch
 
 StateDict = dict[str, np.ndarray]

@@ -11,7 +11,8 @@ class Records(Protocol):
     """Random access to records: encoded images, labels, and the ``key`` that identifies each.
 
     For classification ``{"image": bytes, "label": int, "key": str}``; with several labels per image
-    the label is a list of 0 and 1, one per class.
+    the label is a list of 0 and 1, one per class. With label maps see
+    ``masks.MaskRecords``.
     """
 
     def __len__(self) -> int: ...
