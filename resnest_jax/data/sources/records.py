@@ -11,8 +11,7 @@ class Records(Protocol):
     """Random access to records: encoded images, labels, and the ``key`` that identifies each.
 
     For classification ``{"image": bytes, "label": int, "key": str}``; with several labels per image
-    the label is a list of 0 and 1, one per class. With label maps see
-    ``masks.MaskRecords``.
+    the label is a list of 0 and 1, one per class. With label maps see ``masks.MaskRecords``.
     """
 
     def __len__(self) -> int: ...
@@ -39,10 +38,10 @@ class LabelledRecords(Records, Protocol):
 class Dataset:
     """Training and evaluation records, and the class name of each label.
 
-    ``notes`` are lines for the user, for example what was left out.
+    For classification ``train`` is ``LabelledRecords``, which balanced sampling needs. ``notes`` are lines for the user, for example what was left out.
     """
 
-    train: LabelledRecords
+    train: Records
     eval: Records
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
