@@ -349,7 +349,6 @@ OVERRIDES = [
     ("optimizer.freeze", ".*", ".*"),
     ("optimizer.lr_mults", "((1,2),)", "(1, 2)"),
     ("evaluation.batch_size", "-1", "-1"),
-    ("evaluation.batch_size", "3", "3 devices"),
     ("parallel.batch_norm", "local", "local"),
     ("parallel.accumulate", "0", "0"),
     ("loader.workers", "-1", "-1"),
