@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -22,7 +22,7 @@ from resnest_jax.data.loader import (
     train_batches,
 )
 from resnest_jax.data.order import shuffled, spread
-from resnest_jax.data.sources.records import Dataset, LabelledRecords, Records
+from resnest_jax.data.sources.records import Dataset, Records
 from resnest_jax.errors import InputError
 
 
@@ -143,8 +143,7 @@ class Batches(EvalBatches):
             dataset.train, options.max_unreadable, options.unreadable_log, decode
         )
         self._transforms = train_transforms
-        labelled = cast(LabelledRecords, dataset.train)
-        self._labels = labelled.labels() if options.balanced else None
+        self._labels = dataset.train_labels() if options.balanced else None
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
     def train(self, start_step: int) -> HostBatches:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -38,13 +38,17 @@ class LabelledRecords(Records, Protocol):
 class Dataset:
     """Training and evaluation records, and the class name of each label.
 
-    For classification ``train`` is ``LabelledRecords``, which balanced sampling needs. ``notes`` are lines for the user, for example what was left out.
+    ``notes`` are lines for the user, for example what was left out.
     """
 
     train: Records
     eval: Records
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def train_labels(self) -> np.ndarray:
+        """Return the labels of the training records, which are ``LabelledRecords``."""
+        return cast(LabelledRecords, self.train).labels()
 
 
 class Split(NamedTuple):

@@ -99,7 +99,7 @@ def build(
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
     loss["class_weights"] = class_weights(
-        config.loss.class_weights, dataset.class_names, dataset.train.labels
+        config.loss.class_weights, dataset.class_names, dataset.train_labels
     )
     task = (MultiLabel if config.multi_label else Classification)(
         create_model(**fields),
