@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import segmentation_golden as golden
 
-from resnest_jax.tasks.segmentation.losses import IGNORED
+from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix, confusion_matrix
 from resnest_jax.training.mesh import batch_sharding, make_mesh, replicated
 from resnest_jax.training.task import EvalOutput

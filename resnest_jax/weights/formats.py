@@ -100,12 +100,11 @@ def find_checkpoint(path: Path, which: str) -> int:
 
     Errors are those of ``training.checkpoints.find_step``.
     """
-    from resnest_jax.config.classification import BEST_METRIC, BEST_METRIC_OF_MULTI_LABEL
+    from resnest_jax.config import best_metric
     from resnest_jax.training.checkpoints import find_step
     from resnest_jax.workdir import load_config
 
-    multi_label = load_config(path).multi_label
-    return find_step(path, which, BEST_METRIC_OF_MULTI_LABEL if multi_label else BEST_METRIC)
+    return find_step(path, which, best_metric(load_config(path)))
 
 
 def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,6 +121,11 @@ def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any]
       InputError: if it holds neither, or no such checkpoint.
     """
     description, is_run = describe_directory(path)
+    if "backbone" in description:
+        raise InputError(
+            f"weights {path} are a run of segmentation, for evaluate, predict and the "
+            "pretrained.weights of another such run"
+        )
     from resnest_jax.training.checkpoints import state_folder
     from resnest_jax.training.variables import restore_variables
 

@@ -9,8 +9,8 @@ import matplotlib.patches
 import numpy as np
 from PIL import Image
 
+from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.files import writing
-from resnest_jax.tasks.segmentation.losses import IGNORED
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 
 Palette = Sequence[tuple[int, int, int]]  # colour of each class, RGB from 0 to 255

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-IGNORED = 255  # label of pixels that count neither in the loss nor in the scores
+from resnest_jax.data.label_tables import IGNORED
 
 
 def pixel_cross_entropy(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.tasks.segmentation.losses import IGNORED
+from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.training.task import EvalOutput, HostBatch
 
 

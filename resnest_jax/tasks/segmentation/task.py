@@ -6,10 +6,12 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
+from resnest_jax.config.segmentation import BEST_METRIC
+from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.errors import InputError
 from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.inputs import normalize
-from resnest_jax.tasks.segmentation.losses import IGNORED, pixel_cross_entropy
+from resnest_jax.tasks.segmentation.losses import pixel_cross_entropy
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix, confusion_matrix
 from resnest_jax.training.task import Aux, Batch, EvalOutput, Variables
 
@@ -23,7 +25,8 @@ class Segmentation:
       crop_size: side in pixels of the images to initialise the model with.
       class_names: a name per class.
       auxiliary_weight: weight of the auxiliary head's loss.
-      class_weights: weight of each class in the loss; empty: all 1.
+      class_weights: weight of each class in the training loss; empty: all 1.
+      palette: colour of each class in pictures, RGB from 0 to 255.
 
     Raises:
       InputError: if a field is out of range.
@@ -34,8 +37,9 @@ class Segmentation:
     class_names: tuple[str, ...]
     auxiliary_weight: float = 0.2
     class_weights: tuple[float, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
 
-    best_metric = "eval_miou"
+    best_metric = BEST_METRIC
     curves = {
         "loss": {"loss": "train", "eval_loss": "eval"},
         "evaluation (%)": {"eval_miou": "mean IoU", "eval_pixel_accuracy": "pixel accuracy"},
@@ -83,14 +87,8 @@ class Segmentation:
         """Return sums over the labelled pixels of the valid images: loss, confusion matrix."""
         logits = cast(jax.Array, self.model.apply(variables, normalize(batch["image"])))
         labels = jnp.where(batch["valid"][:, None, None], batch["labels"], IGNORED)
-        pixels = jnp.sum(labels != IGNORED)
-        return EvalOutput(
-            {
-                "loss": pixel_cross_entropy(logits, labels) * pixels,
-                "pixels": pixels,
-                "confusion": confusion_matrix(labels, logits),
-            }
-        )
+        loss = pixel_cross_entropy(logits, labels) * jnp.sum(labels != IGNORED)
+        return EvalOutput({"loss": loss, "confusion": confusion_matrix(labels, logits)})
 
     def metric(self) -> ConfusionMatrix:
         """Return a metric of the summed confusion matrix."""
