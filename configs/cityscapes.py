@@ -1,6 +1,6 @@
 """DeepLabV3 on Cityscapes, 19 classes: the recipe of the ResNeSt authors.
 
-    python -m resnest_jax.train --config=configs/cityscapes.py:resnest50 --workdir=runs/cityscapes \\
+    python -m resnest_jax.train --config=configs/cityscapes.py:resnest50 --workdir=runs/c \\
         --config.dataset=cityscapes:DIR
 
 DIR holds leftImg8bit and gtFine, as the archives unpack. The authors published this recipe, but no

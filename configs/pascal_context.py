@@ -1,6 +1,6 @@
 """DeepLabV3 on Pascal Context, 59 classes: the recipe of the ResNeSt authors.
 
-    python -m resnest_jax.train --config=configs/pascal_context.py:resnest50 --workdir=runs/pascal_context \\
+    python -m resnest_jax.train --config=configs/pascal_context.py:resnest50 --workdir=runs/pc \\
         --config.dataset=pascal_context:DIR
 
 DIR is the folder VOC2010, with JPEGImages and trainval_merged.json; label maps are written to it

@@ -21,6 +21,14 @@ PARAMETERS = "parameters.txt"
 SUMMARY = "summary.json"
 
 
+def segmentation_run(path: str | Path | None) -> ConfigDict | None:
+    """Return the config of a run of segmentation, or None if the path is something else."""
+    if path is None or not (Path(path).is_dir() and holds_run(Path(path))):
+        return None
+    config = load_config(Path(path))
+    return config if config.task == "segmentation" else None
+
+
 @contextlib.contextmanager
 def claim_workdir(
     workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_SECTIONS

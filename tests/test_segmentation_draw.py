@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.segmentation import draw
-from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 
 NAMES = ("sky", "a $very_ long^ name $of a class, in math", "road")

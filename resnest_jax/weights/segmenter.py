@@ -59,6 +59,19 @@ def load_segmenter(
     return _of_state_dict(model, state_dict)
 
 
+def restore_run(workdir: Path, checkpoint: str = "last") -> tuple[int, dict[str, Any]]:
+    """Return the step and the ``{"params", "batch_stats"}`` of a checkpoint of a run.
+
+    Raises:
+      InputError: if there is no such checkpoint.
+    """
+    from resnest_jax.training.checkpoints import state_folder
+    from resnest_jax.training.variables import restore_variables
+
+    step = find_checkpoint(workdir, checkpoint)
+    return step, restore_variables(state_folder(workdir, step))
+
+
 def missing_heads(model: SegmentationModel, variables: dict[str, Any]) -> tuple[str, ...]:
     """Return the heads of the model that the variables lack."""
     wanted = HEADS if model.auxiliary else HEADS[:1]
@@ -81,14 +94,11 @@ def _of_run(
     description: dict[str, Any],
     checkpoint: str,
 ) -> dict[str, Any]:
-    from resnest_jax.training.checkpoints import state_folder
-    from resnest_jax.training.variables import restore_variables
-
     if description["backbone"] != backbone:
         raise InputError(
             f"weights {path} have the backbone {description['backbone']}, not {backbone}"
         )
-    variables = restore_variables(state_folder(path, find_checkpoint(path, checkpoint)))
+    _, variables = restore_run(path, checkpoint)
     same = description["name"] == model.head and _num_classes(variables) == model.num_classes
     keep = {"backbone", *HEADS[: 1 + model.auxiliary]} if same else {"backbone"}
     return {

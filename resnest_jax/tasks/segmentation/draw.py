@@ -1,8 +1,9 @@
-"""Draw label maps, and the scores of an evaluation."""
+"""Draw label maps, batches, and the scores of an evaluation."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import matplotlib.figure
 import matplotlib.patches
@@ -12,12 +13,15 @@ from PIL import Image
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.files import writing
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
+from resnest_jax.tasks.segmentation.task import Segmentation
+from resnest_jax.training.run import Run
 
 Palette = Sequence[tuple[int, int, int]]  # colour of each class, RGB from 0 to 255
 
 OPACITY = 0.55  # of the colours over a photo
 LONGER_SIDE = 8.0  # of a photo in a picture, in inches
 IGNORED_COLOUR = (224, 224, 192)  # as in VOC
+COLUMNS = 8  # images in a row of a batch
 BARS = 40  # most classes in a column of bars
 NUMBERED = 30  # most classes of a confusion matrix with numbers and names
 
@@ -65,10 +69,6 @@ def draw_overlay(
       InputError: if it cannot be written.
     """
     height, width = labels.shape
-    colours = np.zeros((256, 3))
-    colours[: len(palette)] = palette
-    opacity = OPACITY * (labels != IGNORED)[..., None]
-    blended = (1 - opacity) * photo + opacity * colours[labels]
     shares = class_shares(labels, len(class_names))
     present = sorted(np.flatnonzero(shares).tolist(), key=lambda i: -shares[i])
     inches = LONGER_SIDE / max(height, width)
@@ -76,20 +76,56 @@ def draw_overlay(
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
-    axes.imshow(np.rint(blended).astype(np.uint8))
+    axes.imshow(_blend(photo, labels, palette))
     patches = [
-        matplotlib.patches.Patch(
-            facecolor="#{:02x}{:02x}{:02x}".format(*palette[i]),
-            edgecolor="grey",
-            label=f"{_short(class_names[i])}  {_percent(shares[i])}",
-        )
-        for i in present
+        _patch(palette[i], f"{_short(class_names[i])}  {_percent(shares[i])}") for i in present
     ]
     legend = figure.legend(handles=patches, loc="outside right upper", frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     with writing("output", path):
         figure.savefig(path, dpi=150, format="png")
+
+
+def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
+    """Draw a batch with its label maps over it as a PNG.
+
+    Args:
+      run: a run of segmentation.
+      path: PNG to write.
+      split: ``train``: augmented; ``eval``: the first batch.
+      batch_index: training batch of the run, from 0.
+
+    Raises:
+      InputError: if the picture cannot be written.
+    """
+    names, palette = run.batches.class_names, cast(Segmentation, run.task).palette
+    if split == "train":
+        batch = next(run.batches.train(batch_index))
+        images, maps = batch["image"], batch["labels"]
+        title = "Training images after augmentation, with their label maps over them"
+    else:
+        batch = next(run.batches.eval())
+        images, maps = batch["image"][batch["valid"]], batch["labels"][batch["valid"]]
+        title = "Evaluation images as the network sees them, with their label maps over them"
+    shares = class_shares(maps, len(names))
+    present = sorted(np.flatnonzero(shares).tolist(), key=lambda i: -shares[i])[:NUMBERED]
+    columns = min(COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    size = (2 * columns + 2.5, max(2 * rows, 0.25 * len(present)) + 0.5)
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, image, labels in zip(panels, images, maps, strict=False):
+        axes.imshow(_blend(image, labels, palette))
+    patches = [_patch(palette[i], f"{_short(names[i])}  {_percent(shares[i])}") for i in present]
+    legend = figure.legend(handles=patches, loc="outside right upper", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.suptitle(title)
+    with writing("output", path):
+        figure.savefig(path, dpi=100, format="png")
 
 
 def draw_class_scores(metric: ConfusionMatrix, class_names: Sequence[str], path: Path) -> None:
@@ -162,6 +198,20 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], path: Path
                 axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     with writing("output", path):
         figure.savefig(path, dpi=100, format="png")
+
+
+def _blend(photo: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
+    """Return the photo with the colours of its classes over it, uint8 (H, W, 3)."""
+    colours = np.zeros((256, 3))
+    colours[: len(palette)] = palette
+    opacity = OPACITY * (labels != IGNORED)[..., None]
+    return np.rint((1 - opacity) * photo + opacity * colours[labels]).astype(np.uint8)
+
+
+def _patch(colour: tuple[int, int, int], label: str) -> matplotlib.patches.Patch:
+    """Return an entry of a legend."""
+    face = "#{:02x}{:02x}{:02x}".format(*colour)
+    return matplotlib.patches.Patch(facecolor=face, edgecolor="grey", label=label)
 
 
 def _percent(share: float) -> str:

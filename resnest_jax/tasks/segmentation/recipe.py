@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from resnest_jax.config import model_fields
 from resnest_jax.data.batches import Batches, LoaderOptions
 from resnest_jax.data.label_maps import MaskDecoder
+from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.data.sources.masks import MaskDataset, open_masks
 from resnest_jax.errors import InputError
 from resnest_jax.models.deeplab import HEADS, SegmentationModel
@@ -124,8 +125,8 @@ def make_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
     return cast(SegmentationModel, create_model(**fields, norm_groups=_norm_groups(config)))
 
 
-def train_transform(config: ConfigDict, padding: int = 0) -> TrainTransform:
-    """Return the transform of training images; pixels outside of them have the label ``padding``."""
+def train_transform(config: ConfigDict, padding: int = IGNORED) -> TrainTransform:
+    """Return the transform of training images; ``padding`` is the label of pixels outside."""
     return TrainTransform(config.crop_size, **config.augment, padding=padding)
 
 
