@@ -16,6 +16,7 @@ from resnest_jax.data.images import Images
 from resnest_jax.data.label_maps import MaskDecoder
 from resnest_jax.data.sources.masks import MaskDataset
 from resnest_jax.files import make_folder
+from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.segmentation import recipe, report
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
@@ -158,7 +159,7 @@ def _multi_scale(
                 labels.append(record["labels"])
                 yield np.asarray(normalize(record["image"][None])[0])
 
-    evaluator = make_evaluator(config, task, variables, batch_size)
+    evaluator = make_evaluator(config, task.model, variables, batch_size)
     passes, images_seen, begun = 0, 0, time.perf_counter()
     with _bar(len(images)) as bar:
         for prediction in evaluator.predict(read()):
@@ -179,14 +180,14 @@ def _multi_scale(
 
 def make_evaluator(
     config: ConfigDict,
-    task: Segmentation,
+    model: SegmentationModel,
     variables: Variables,
     batch_size: int | None = None,
     *,
     single: bool = False,
 ) -> MultiScale:
     """Return the sliding-window evaluator of a run; ``single``: at scale 1 without mirroring."""
-    apply = jax.jit(task.model.apply)
+    apply = jax.jit(model.apply)
     variables = jax.device_put(variables)
     return MultiScale(
         lambda images: apply(variables, images),
