@@ -1,5 +1,6 @@
 """Initial weights of a segmentation model: an ImageNet backbone, or backbone and heads."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,9 @@ def missing_heads(model: SegmentationModel, variables: dict[str, Any]) -> tuple[
 def _of_backbone(
     model: SegmentationModel, backbone: str, path: Path | None, checkpoint: str = "last"
 ) -> dict[str, Any]:
-    fields = {name: getattr(model.backbone, name) for name in type(model.backbone).__annotations__}
-    fields |= {"num_classes": 0, "in_channels": 3}
-    _, variables = load_pretrained(backbone, path, checkpoint=checkpoint, **fields)
+    names = {field.name for field in dataclasses.fields(model.backbone)} - {"parent", "name"}
+    fields = {name: getattr(model.backbone, name) for name in names}
+    _, variables = load_pretrained(backbone, path, checkpoint=checkpoint, in_channels=3, **fields)
     return {collection: {"backbone": tree} for collection, tree in variables.items()}
 
 
