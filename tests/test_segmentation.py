@@ -20,6 +20,7 @@ from resnest_jax.tasks.segmentation.draw import draw_batch
 from resnest_jax.tasks.segmentation.recipe import make_model
 from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.training.state import initial_state
+from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.formats import write_file
 from resnest_jax.weights.segmenter import restore_run
 from resnest_jax.workdir import load_config
@@ -204,8 +205,9 @@ def test_damaged_initial_weights_are_refused(whole, data, tmp_path):
     other = {"pretrained__weights": str(workdir), "model__backbone": "resnest26"}
     with pytest.raises(InputError, match="have the backbone resnest14, not resnest26"):
         recipe.build(segmentation_data.tiny_config(data, **other)).pretrained()
-    with pytest.raises(InputError, match="a run of segmentation"):
-        resnest_jax.load_pretrained(None, workdir)
+    for load in (resnest_jax.load_pretrained, find_source):
+        with pytest.raises(InputError, match="are a run of segmentation"):
+            load(None, str(workdir))
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])

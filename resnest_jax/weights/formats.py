@@ -95,6 +95,15 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
         raise InputError(f"{file} does not describe a model: {problem}") from error
 
 
+def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
+    """Raise InputError if a directory, described by ``describe_directory``, is of segmentation."""
+    if "backbone" in description:
+        raise InputError(
+            f"weights {path} are a run of segmentation; they are for evaluate, predict and the "
+            "pretrained.weights of another such run"
+        )
+
+
 def find_checkpoint(path: Path, which: str) -> int:
     """Return the step of a run's checkpoint: ``last``, ``best`` or a step.
 
@@ -121,11 +130,7 @@ def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any]
       InputError: if it holds neither, or no such checkpoint.
     """
     description, is_run = describe_directory(path)
-    if "backbone" in description:
-        raise InputError(
-            f"weights {path} are a run of segmentation, for evaluate, predict and the "
-            "pretrained.weights of another such run"
-        )
+    check_classifier(path, description)
     from resnest_jax.training.checkpoints import state_folder
     from resnest_jax.training.variables import restore_variables
 
