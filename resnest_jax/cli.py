@@ -206,6 +206,21 @@ def define_predictions(command: flags.FlagValues) -> flags.FlagHolder[str | None
     )
 
 
+def refuse(run: str, *given: flags.FlagHolder) -> None:
+    """Refuse flags that are for other weights.
+
+    Args:
+      run: what is evaluated, for the error.
+      given: flags.
+
+    Raises:
+      InputError: if one of them is given.
+    """
+    for flag in given:
+        if flag.present:
+            raise InputError(f"--{flag.name} is not for {run}; leave it out")
+
+
 def local_path(flag: flags.FlagHolder[str]) -> Path:
     """Return the path that a flag names.
 

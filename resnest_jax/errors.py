@@ -1,6 +1,8 @@
 """Exceptions whose message is one line for the user; commands print it as it is."""
 
+import importlib
 import signal
+from types import ModuleType
 
 
 class InputError(ValueError):
@@ -26,3 +28,15 @@ class PreemptedError(RuntimeError):
 def one_line(error: object) -> str:
     """Return the message of an error as one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def import_package(module: str, requirement: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+      InputError: if it is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"this needs {module}: pip install '{requirement}'") from None

@@ -2,6 +2,7 @@
 
     python -m resnest_jax.evaluate --workdir=runs/digits --checkpoint=best
     python -m resnest_jax.evaluate --model=resnest50 --dataset=folder:imagenet/val
+    python -m resnest_jax.evaluate --workdir=runs/ade20k --multi_scale --output=runs/ade20k
 
 A run is evaluated as in training, and other weights by the test of the published model: its crop
 and size. Classes are matched by name. The figures are printed as JSON; published_top1 is beside
@@ -9,14 +10,19 @@ them where the data has ImageNet's classes.
 """
 
 import json
+from pathlib import Path
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from resnest_jax import cli
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.tasks.classification import evaluate
+from resnest_jax.tasks.segmentation import evaluate as segmentation
 from resnest_jax.training import distributed
+from resnest_jax.workdir import segmentation_run
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
@@ -35,7 +41,8 @@ CHECKPOINT = cli.define_checkpoint(FLAGS)
 DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "folder:PATH or a name of TFDS; default: that of the run.",
+    "folder:PATH or a name of TFDS; of a run of segmentation masks:PATH, ade20k:PATH or another; "
+    "default: that of the run.",
     flag_values=FLAGS,
 )
 SPLIT = flags.DEFINE_string(
@@ -55,7 +62,7 @@ IMAGE_SIZE = flags.DEFINE_integer(
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
-    "Images per step; default: those of the run, or 64.",
+    "Images per step, or windows with --multi_scale; default: those of the run, or 64; 4 windows.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -64,7 +71,14 @@ PREDICTIONS = cli.define_predictions(FLAGS)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Directory for per_class.csv, confusion.csv and confusion.png; that of the run will do.",
+    "Directory for per_class.csv, confusion.csv and confusion.png (segmentation: per_class.png); "
+    "that of the run will do.",
+    flag_values=FLAGS,
+)
+MULTI_SCALE = flags.DEFINE_bool(
+    "multi_scale",
+    False,
+    "Segmentation: whole images in sliding windows at several scales, as published scores.",
     flag_values=FLAGS,
 )
 
@@ -76,6 +90,31 @@ def main(_: list[str]) -> None:
         raise InputError("--workdir and --weights are both given; one of them names the run")
     if WORKDIR.value is None and WEIGHTS.value is None and MODEL.value is None:
         raise InputError("give --workdir=RUN, or --model=NAME, or --weights=FILE_OR_DIRECTORY")
+    workdir = cli.optional(cli.local_path, WORKDIR)
+    weights = WEIGHTS.value if workdir is None else str(workdir)
+    config = segmentation_run(weights)
+    if config is None:
+        results = _classification(weights)
+    else:
+        results = _segmentation(config, Path(str(weights)))
+    if distributed.is_main():
+        print(json.dumps(results, indent=2))
+
+
+def _segmentation(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    cli.refuse("a run of segmentation", MODEL, IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
+    options = segmentation.Options(
+        dataset=DATASET.value,
+        split=SPLIT.value,
+        batch_size=BATCH_SIZE.value,
+        multi_scale=MULTI_SCALE.value,
+        output=cli.optional(cli.local_path, OUTPUT),
+    )
+    return segmentation.run(config, workdir, CHECKPOINT.value, options)
+
+
+def _classification(weights: str | None) -> dict[str, Any]:
+    cli.refuse("classification", MULTI_SCALE)
     options = evaluate.Options(
         dataset=DATASET.value,
         split=SPLIT.value,
@@ -85,11 +124,7 @@ def main(_: list[str]) -> None:
         output=cli.optional(cli.local_path, OUTPUT),
         predictions=cli.optional(cli.output_path, PREDICTIONS),
     )
-    workdir = cli.optional(cli.local_path, WORKDIR)
-    weights = WEIGHTS.value if workdir is None else str(workdir)
-    results = evaluate.run(MODEL.value, weights, CHECKPOINT.value, options)
-    if distributed.is_main():
-        print(json.dumps(results, indent=2))
+    return evaluate.run(MODEL.value, weights, CHECKPOINT.value, options)
 
 
 if __name__ == "__main__":

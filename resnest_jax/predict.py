@@ -1,10 +1,20 @@
-"""Classify images: python -m resnest_jax.predict --model=resnest50 IMAGE_OR_FOLDER..."""
+"""Classify or segment images.
+
+python -m resnest_jax.predict --model=resnest50 IMAGE_OR_FOLDER...
+python -m resnest_jax.predict --weights=runs/ade20k --output=DIR IMAGE_OR_FOLDER...
+"""
+
+from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from resnest_jax import cli
+from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.tasks.classification import predict
+from resnest_jax.tasks.segmentation import predict as segmentation
+from resnest_jax.workdir import segmentation_run
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string(
@@ -46,10 +56,26 @@ THRESHOLD = flags.DEFINE_float(
     upper_bound=1.0,
     flag_values=FLAGS,
 )
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Segmentation: directory for the label maps, overlays and the shares of the classes.",
+    flag_values=FLAGS,
+)
+MULTI_SCALE = flags.DEFINE_bool(
+    "multi_scale",
+    False,
+    "Segmentation: at several scales, mirrored too: better and slower.",
+    flag_values=FLAGS,
+)
 
 
 def main(argv: list[str]) -> int:
-    """Classify the images."""
+    """Classify or segment the images."""
+    config = segmentation_run(WEIGHTS.value)
+    if config is not None:
+        return _segment(config, argv[1:])
+    cli.refuse("classification", OUTPUT, MULTI_SCALE)
     return predict.run(
         argv[1:],
         name=MODEL.value,
@@ -63,6 +89,18 @@ def main(argv: list[str]) -> int:
             cli.optional(cli.output_path, EMBEDDINGS),
         ),
         threshold=THRESHOLD.value,
+    )
+
+
+def _segment(config: ConfigDict, files: list[str]) -> int:
+    others = (MODEL, IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS, THRESHOLD)
+    cli.refuse("a run of segmentation", *others)
+    output = cli.optional(cli.local_path, OUTPUT)
+    if output is None:
+        raise InputError("a run of segmentation writes pictures: give --output=DIRECTORY")
+    workdir = Path(str(WEIGHTS.value))
+    return segmentation.run(
+        config, workdir, files, output, CHECKPOINT.value, multi_scale=MULTI_SCALE.value
     )
 
 

@@ -2,7 +2,8 @@
 
     python -m resnest_jax.preview --config=configs/imagenet.py:resnest50 --output=OUT.png
 
-The picture shows a batch after all augmentation and mixing, with the classes of its targets.
+The picture shows a batch after all augmentation and mixing, with the classes of its targets. For
+segmentation it has the label maps over the images.
 """
 
 import jax
@@ -11,7 +12,8 @@ from ml_collections import config_flags
 
 from resnest_jax import cli, recipe
 from resnest_jax.config import complete
-from resnest_jax.tasks.classification import draw
+from resnest_jax.tasks.classification.draw import draw_batch
+from resnest_jax.tasks.segmentation.draw import draw_batch as draw_label_maps
 from resnest_jax.training import distributed
 from resnest_jax.training.mesh import check_batch_size
 
@@ -36,7 +38,11 @@ def main(_: list[str]) -> None:
     check_batch_size(config.batch_size, config.parallel.accumulate)
     first = STEP.value * config.batch_size // COUNT.value
     config.batch_size, config.parallel.accumulate, config.evaluation.batch_size = COUNT.value, 1, 0
-    draw.draw_batch(recipe.build(config), path, SPLIT.value, first, STEP.value)
+    run = recipe.build(config)
+    if config.task == "segmentation":
+        draw_label_maps(run, path, SPLIT.value, first)
+    else:
+        draw_batch(run, path, SPLIT.value, first, STEP.value)
     print(path)
 
 

@@ -12,15 +12,19 @@ from ml_collections import ConfigDict
 from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import recipe as classification
+from resnest_jax.tasks.segmentation import recipe as segmentation
 from resnest_jax.training.distributed import main_first
 from resnest_jax.training.mesh import check_batch_size
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.tracker import open_wandb
 
-# A task's recipe has ``open_dataset(config)``, ``check(config)`` and
+# A task's recipe has ``DATASETS``, in words, ``open_dataset(config)``, ``check(config)`` and
 # ``build(config, dataset, steps_per_epoch, workdir)``, which returns a ``Parts``.
-TASKS: dict[str, ModuleType] = {"classification": classification}
+TASKS: dict[str, ModuleType] = {
+    "classification": classification,
+    "segmentation": segmentation,
+}
 
 
 def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = True) -> Run:
@@ -36,7 +40,7 @@ def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = T
     """
     config = complete(config)
     task = TASKS[config.task]
-    _check(config)
+    _check(config, task.DATASETS)
     if training:
         check_batch_size(config.batch_size, config.parallel.accumulate)
     task.check(config)  # first, since preparing a data set is slow
@@ -59,10 +63,14 @@ def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = T
     )
 
 
-def _check(config: ConfigDict) -> None:
-    """Raise InputError for a common key that is out of range."""
+def _check(config: ConfigDict, datasets: str) -> None:
+    """Raise InputError for a common key that is out of range.
+
+    Args:
+      datasets: what ``dataset`` may be, for the error.
+    """
     if not config.dataset:
-        raise InputError("dataset is missing; set it to a TFDS name, folder:PATH or csv:PATH")
+        raise InputError(f"dataset is missing; set it to {datasets}")
     if config.log_every_steps <= 0:
         raise InputError(f"log_every_steps must be positive; got {config.log_every_steps}")
     if not 0 <= config.optimizer.ema_decay < 1:

@@ -19,6 +19,17 @@ from resnest_jax.training.distributed import is_main
 CONFIG = "config.json"
 PARAMETERS = "parameters.txt"
 SUMMARY = "summary.json"
+# Kinds of data sets whose folder may move.
+FOLDERS = ("folder:", "csv:", "masks:", "ade20k:", "cityscapes:", "pascal_context:", "voc:")
+FOLDERS += ("voc_aug:",)
+
+
+def segmentation_run(path: str | Path | None) -> ConfigDict | None:
+    """Return the config of a run of segmentation, or None if the path is something else."""
+    if path is None or not (Path(path).is_dir() and holds_run(Path(path))):
+        return None
+    config = load_config(Path(path))
+    return config if config.task == "segmentation" else None
 
 
 @contextlib.contextmanager
@@ -85,7 +96,7 @@ def holds_run(path: Path) -> bool:
 
 
 def _same_kind_of_path(*datasets: str) -> bool:
-    return any(all(name.startswith(kind) for name in datasets) for kind in ("folder:", "csv:"))
+    return any(all(name.startswith(kind) for name in datasets) for kind in FOLDERS)
 
 
 def load_config(workdir: Path) -> ConfigDict:

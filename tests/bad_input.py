@@ -403,3 +403,15 @@ VARIABLES = [
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU_WORKER_HOSTNAMES=a,b"),
     ({"TFDS_DATA_DIR": "gs://bucket/tfds"}, "TFDS_DATA_DIR gs://bucket/tfds"),
 ]
+
+SEGMENT = f"--config={helpers.ROOT}/configs/segment.py"
+CASES["train"] += [
+    (f"{SEGMENT} --workdir=run", "dataset masks:PATH"),
+    (f"{SEGMENT} --workdir=run --config.dataset=masks:nothing", "images nothing annotations"),
+    (f"{SEGMENT} --workdir=run --config.dataset=folder:folder", "folder:folder masks:PATH"),
+]
+CASES["preview"] += [
+    (f"{SEGMENT} --output=a.png --config.dataset=masks:x --config.crop_size=8", "crop_size 8 32"),
+]
+CASES["evaluate"] += [("--workdir={old} --multi_scale", "--multi_scale classification")]
+CASES["predict"] += [("--weights={old} --output=out image.png", "--output classification")]

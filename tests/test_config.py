@@ -62,6 +62,16 @@ def test_the_model_section_has_the_defaults_of_the_module():
     assert resnest_jax.create_model("resnest200", **stated).dropout == 0.2
 
 
+def test_the_model_section_of_segmentation_has_the_fields_of_both_modules():
+    section = default_config("segmentation").model
+    modules = (resnest_jax.models.deeplab.SegmentationModel, resnest_jax.ResNeSt)
+    names = {field.name for module in modules for field in dataclasses.fields(module)}
+    assert set(section) == names - {"parent", "head", "norm_groups"} | {"frozen_stages"}
+    model = resnest_jax.create_model(**model_fields(default_config("segmentation")))
+    assert (model.head, model.backbone.output_stride) == ("deeplabv3", 8)
+    assert (model.dropout, model.aspp_dropout, model.auxiliary) == (0.1, 0.5, False)
+
+
 @pytest.mark.parametrize("values", [*RECIPES.values(), *OLD.values()], ids=[*RECIPES, *OLD])
 def test_old_configs_are_completed(values):
     """All current keys, with the old values; keys that the old config lacks are off."""
@@ -158,12 +168,16 @@ def kind(config, key):
     return config.get_type(last)
 
 
-@pytest.mark.parametrize("key", [key for key in keys("classification") if key != "task"])
-def test_every_key_can_be_overridden(key):
-    default = keys("classification")[key]
-    value = OTHER[kind(default_config("classification"), key)]
+EVERY = [(task, key) for task in config_lib.TASKS for key in keys(task) if key != "task"]
+
+
+@pytest.mark.parametrize(("task", "key"), EVERY)
+def test_every_key_can_be_overridden(task, key):
+    default = keys(task)[key]
+    value = OTHER[kind(default_config(task), key)]
     value = not default if isinstance(default, bool) else value
-    assert flatten(complete(parse(f"--config.{key}={value}")))[key] == value
+    recipe = {"classification": "digits.py", "segmentation": "segment.py"}[task]
+    assert flatten(complete(parse(f"--config.{key}={value}", recipe=recipe)))[key] == value
 
 
 @pytest.mark.parametrize("recipe", ["digits.py", "imagenet_short.py:30"])

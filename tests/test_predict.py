@@ -18,6 +18,7 @@ from resnest_jax.data import crops
 from resnest_jax.data.imagenet import imagenet_classes
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import MEAN, STD
+from resnest_jax.tasks import photos
 from resnest_jax.tasks.classification import predict
 from resnest_jax.tasks.classification.explain import draw, explain
 from resnest_jax.weights import classifier
@@ -114,7 +115,7 @@ def test_every_kind_of_file(tmp_path):
     for name, (saved, expected) in files.items():
         options = {"lossless": True} if name.endswith("webp") else {}
         saved.save(tmp_path / name, **options)
-        pixels = predict.read_image(tmp_path / name)
+        pixels = photos.read_image(tmp_path / name)
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, np.asarray(expected), err_msg=name)
 
@@ -122,7 +123,7 @@ def test_every_kind_of_file(tmp_path):
 def test_transparent_palette_does_not_warn(tmp_path, recwarn):
     upright = Image.fromarray(photo()).quantize(64)
     upright.save(tmp_path / "clear.png", transparency=bytes(range(64)))
-    pixels = predict.read_image(tmp_path / "clear.png")
+    pixels = photos.read_image(tmp_path / "clear.png")
     np.testing.assert_array_equal(pixels, np.asarray(upright.convert("RGB")))
     assert not recwarn.list
 
@@ -130,7 +131,7 @@ def test_transparent_palette_does_not_warn(tmp_path, recwarn):
 def test_cmyk_jpeg(tmp_path):
     image = Image.fromarray(photo())
     image.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
-    difference = predict.read_image(tmp_path / "cmyk.jpg").astype(int) - np.asarray(image)
+    difference = photos.read_image(tmp_path / "cmyk.jpg").astype(int) - np.asarray(image)
     assert np.abs(difference).mean() < 4
 
 
@@ -138,7 +139,7 @@ def test_cmyk_jpeg(tmp_path):
 def test_sixteen_bits_keep_the_upper_eight(kind, tmp_path):
     values = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
     Image.fromarray(values).save(tmp_path / f"deep.{kind}")
-    pixels = predict.read_image(tmp_path / f"deep.{kind}")
+    pixels = photos.read_image(tmp_path / f"deep.{kind}")
     np.testing.assert_array_equal(pixels, np.stack([values // 256] * 3, -1))
 
 
@@ -158,10 +159,10 @@ def test_exif_rotation_equals_upright(orientation, tmp_path):
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(predict.read_image(tmp_path / "a.png"), upright)
+    np.testing.assert_array_equal(photos.read_image(tmp_path / "a.png"), upright)
     options = {"quality": 98, "subsampling": 0}
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.jpg", exif=exif, **options)
-    read = predict.read_image(tmp_path / "a.jpg")
+    read = photos.read_image(tmp_path / "a.jpg")
     assert read.shape == upright.shape
     assert np.abs(read.astype(int) - upright).mean() < 2
 
@@ -178,19 +179,19 @@ def test_broken_files_are_input_errors(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in [*contents, "float.tiff", "missing.jpg"]:
         with pytest.raises(InputError, match=name):
-            predict.read_image(tmp_path / name)
+            photos.read_image(tmp_path / name)
 
 
 def test_folders_are_sorted_and_flat(tmp_path):
     for name in ("b.png", "a.png", ".hidden.png", "inner/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = predict.find_images([f"{tmp_path}/b.png", str(tmp_path), "z.png"])
+    found = photos.find_images([f"{tmp_path}/b.png", str(tmp_path), "z.png"])
     assert [path.name for path in found] == ["b.png", "a.png", "z.png"]
     for files in ([], [str(tmp_path / "none")]):
         (tmp_path / "none").mkdir(exist_ok=True)
         with pytest.raises(InputError):
-            predict.find_images(files)
+            photos.find_images(files)
 
 
 def test_class_names():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import segmentation_data
 
 import resnest_jax
 from resnest_jax import recipe
@@ -275,3 +276,28 @@ def test_accumulated_parts_take_from_every_device():
     batch = {"label": np.arange(12)}
     parts = split_batch(batch, 2, 3)["label"]  # devices hold 0..3, 4..7, 8..11
     np.testing.assert_array_equal(parts, [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]])
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("ade20k", 0.004), ("cityscapes", 0.004), ("pascal_context", 0.001)]
+)
+def test_recipes_of_segmentation(name, rate, tmp_path):
+    """On a small folder; all but the data and the weights is the recipe's, and published."""
+    segmentation_data.write_folder(tmp_path)
+    config = helpers.load_config(name, "resnest101")
+    assert config.dataset.partition(":")[0] == name
+    epochs = {"ade20k": 180, "cityscapes": 240, "pascal_context": 80}
+    config.dataset = f"masks:{tmp_path}"
+    run = recipe.build(config)
+    assert run.options.total_steps == epochs[name]
+    np.testing.assert_allclose(
+        [run.schedule(0), run.schedule(40)],
+        [rate, rate * (1 - 40 / epochs[name]) ** 0.9],
+        rtol=1e-5,
+    )
+    assert run.task.auxiliary_weight == 0.2
+    assert len(run.task.model.backbone.stage_sizes) == 4
+    assert run.task.model.auxiliary
+    (spec,) = run.batches.train_specs()
+    assert spec["image"].shape == (16, 480, 480, 3)
+    assert (config.optimizer.decay, config.optimizer.lr_mults[0][1]) == (".*", 10.0)

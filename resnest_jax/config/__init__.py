@@ -9,12 +9,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnest_jax.config.classification import classification_keys
+from resnest_jax.config import classification, segmentation
 from resnest_jax.config.common import common_keys
 from resnest_jax.errors import InputError
 
 # Task -> its own keys; a section with the name of a common section is merged with it.
-TASKS: dict[str, Callable[[], dict[str, Any]]] = {"classification": classification_keys}
+TASKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "classification": classification.classification_keys,
+    "segmentation": segmentation.segmentation_keys,
+}
 # Old key -> new key, for stored configs.
 RENAMED = {"model.expression": "model.implementation"}
 # Sections and keys that do not affect results: they may change when a run is resumed.
@@ -87,6 +90,14 @@ def differences(config: ConfigDict) -> dict[str, Any]:
     """Return the values that differ from the defaults of the config's task, by dotted key."""
     defaults = flatten(default_config(config.task))
     return {key: value for key, value in flatten(config).items() if value != defaults[key]}
+
+
+def best_metric(config: ConfigDict) -> str:
+    """Return the name of the metric that selects the best checkpoint of a run."""
+    if config.task == "segmentation":
+        return segmentation.BEST_METRIC
+    several = config.multi_label
+    return classification.BEST_METRIC_OF_MULTI_LABEL if several else classification.BEST_METRIC
 
 
 def model_fields(config: ConfigDict) -> dict[str, Any]:

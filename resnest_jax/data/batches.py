@@ -143,7 +143,7 @@ class Batches(EvalBatches):
             dataset.train, options.max_unreadable, options.unreadable_log, decode
         )
         self._transforms = train_transforms
-        self._labels = dataset.train.labels() if options.balanced else None
+        self._labels = dataset.train_labels() if options.balanced else None
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
     def train(self, start_step: int) -> HostBatches:

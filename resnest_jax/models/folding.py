@@ -1,7 +1,7 @@
 """Fold batch norms into the convolutions before them: the same function, for inference."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.layers import winograd
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.platforms import on_cpu
@@ -18,9 +19,10 @@ from resnest_jax.models.resnest import ResNeSt
 OTHER_CONVOLUTIONS = {"bn0": "conv", "bn1": "fc1"}
 
 Path = tuple[str, ...]
+Model = TypeVar("Model", ResNeSt, SegmentationModel)
 
 
-def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
+def fold(model: Model, variables: Mapping) -> tuple[Model, dict]:
     """Fold every batch norm of a model and its variables: equal logits, inference only.
 
     The factor of a batch norm per channel, ``scale / sqrt(var + epsilon)``, moves into the kernel
@@ -38,7 +40,8 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
     Raises:
       InputError: if the model is already folded, or a batch norm does not have one convolution.
     """
-    if model.norm == "folded":
+    backbone, scope = (model, ()) if isinstance(model, ResNeSt) else (model.backbone, ("backbone",))
+    if backbone.norm == "folded":
         raise InputError("model field norm is already 'folded'; fold a 'batch' or 'frozen' model")
     params: dict[Path, Any]
     params, stats = (
@@ -52,16 +55,19 @@ def fold(model: ResNeSt, variables: Mapping) -> tuple[ResNeSt, dict]:
         if (*conv, "bias") in params:
             params[*conv, "bias"] = params[*conv, "bias"] * factor
         params[*norm, "bias"] = params[*norm, "bias"] - stats[*norm, "mean"] * factor
-    precise = jnp.dtype(model.dtype) == jnp.float32
-    if model.implementation == "auto" and precise and on_cpu(model.platform):
-        for conv, groups in winograd_convolutions(model):
-            kernels = np.split(params.pop((*conv, "kernel")), groups, -1)
-            params[*conv, "winograd"] = [winograd.transform_kernel(k) for k in kernels]
+    precise = jnp.dtype(backbone.dtype) == jnp.float32
+    if backbone.implementation == "auto" and precise and on_cpu(backbone.platform):
+        for conv, groups in winograd_convolutions(backbone):
+            kernels = np.split(params.pop((*scope, *conv, "kernel")), groups, -1)
+            params[*scope, *conv, "winograd"] = [winograd.transform_kernel(k) for k in kernels]
     params = {
         path: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), leaf)
         for path, leaf in params.items()
     }
-    return model.clone(norm="folded"), {"params": unflatten_dict(params)}
+    folded: Any = backbone.clone(norm="folded")
+    if not isinstance(model, ResNeSt):
+        folded = model.clone(backbone=folded)
+    return folded, {"params": unflatten_dict(params)}
 
 
 def _convolution_before(norm: Path, params: Mapping[Path, np.ndarray]) -> Path:

@@ -3,11 +3,13 @@
 import dataclasses
 import difflib
 import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
+import flax.linen as nn
 import numpy as np
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.deeplab import HEADS, SegmentationModel
 from resnest_jax.models.resnest import ResNeSt
 
 STAGE_SIZES = {
@@ -121,24 +123,52 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def create_model(name: str, **fields: Any) -> ResNeSt:
-    """Create a model by name, a ``flax.linen.Module``; any field of ``ResNeSt`` can be overridden.
+@overload
+def create_model(  # pyright: ignore[reportOverlappingOverload]
+    name: Literal["deeplabv3", "fcn"], **fields: Any
+) -> SegmentationModel: ...
+@overload
+def create_model(name: str, **fields: Any) -> ResNeSt: ...
+def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel:
+    """Create a model by name, a ``flax.linen.Module``; any of its fields can be overridden.
 
     Args:
       name: one of ``list_models()``, or ``resnest{depth}_fast_{R}s{K}x{D}d`` with any radix R,
-        cardinality K and width D (paper, table 3) and the average pool before the 3x3.
+        cardinality K and width D (paper, table 3) and the average pool before the 3x3; or
+        ``deeplabv3`` or ``fcn``, see ``SegmentationModel``.
       **fields: fields of ``ResNeSt``, for example ``num_classes``, ``dtype``, ``output_stride``.
+        For segmentation those of ``SegmentationModel``, with ``backbone`` a name (default
+        ``resnest50``), and all others of the backbone, whose ``output_stride`` is 8 by default.
 
     Raises:
       InputError: if the name or a field does not exist, or a field is out of range.
     """
-    preset = _fields_of(name)
     fields = {RENAMED.get(field, field): value for field, value in fields.items()}
-    known = [f.name for f in dataclasses.fields(ResNeSt) if f.name not in ("parent", "name")]
+    fields = {field: _plain(value) for field, value in fields.items()}
+    if name in HEADS:
+        return _segmentation(name, fields)
+    preset = _fields_of(name)
+    _check_known(fields, _names_of(ResNeSt))
+    return ResNeSt(**preset | fields)
+
+
+def _segmentation(head: str, fields: dict[str, Any]) -> SegmentationModel:
+    own = [name for name in _names_of(SegmentationModel) if name not in ("backbone", "head")]
+    of_backbone = [name for name in _names_of(ResNeSt) if name not in own]
+    _check_known(fields, ["backbone", *own, *of_backbone])
+    preset = _fields_of(fields.get("backbone", "resnest50"))
+    preset = {**preset, "num_classes": 0, "output_stride": 8}  # a new dict: that one is shared
+    backbone = ResNeSt(**preset | {k: v for k, v in fields.items() if k in of_backbone})
+    return SegmentationModel(backbone, head, **{k: v for k, v in fields.items() if k in own})
+
+
+def _names_of(module: type[nn.Module]) -> list[str]:
+    return [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+
+
+def _check_known(fields: dict[str, Any], known: list[str]) -> None:
     if unknown := sorted(set(fields) - set(known)):
         raise InputError(f"unknown model field {', '.join(unknown)}; there are {', '.join(known)}")
-    fields = {field: _plain(value) for field, value in fields.items()}
-    return ResNeSt(**preset | fields)
 
 
 def _plain(value: Any) -> Any:

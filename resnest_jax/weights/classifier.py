@@ -9,7 +9,12 @@ from resnest_jax.files import local_path
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.weights.card import Card, read_card
-from resnest_jax.weights.formats import check_no_checkpoint, describe_directory, find_checkpoint
+from resnest_jax.weights.formats import (
+    check_classifier,
+    check_no_checkpoint,
+    describe_directory,
+    find_checkpoint,
+)
 from resnest_jax.weights.pretrained import load_pretrained
 from resnest_jax.weights.published import check_published, fetch
 
@@ -82,6 +87,7 @@ def find_source(name: str | None, weights: str | None, checkpoint: str = "last")
         raise InputError(f"weights {path}: no such file or directory")
     if path.is_dir():
         description, is_run = describe_directory(path)
+        check_classifier(path, description)
         name = name or str(description["name"])
         if is_run:
             return Source(name, path, _run_card(path), find_checkpoint(path, checkpoint))

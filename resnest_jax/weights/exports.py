@@ -8,12 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from resnest_jax.data.imagenet import readable
-from resnest_jax.errors import InputError
+from resnest_jax.errors import InputError, import_package
 from resnest_jax.files import write_atomic, write_json, writing
 from resnest_jax.weights import stablehlo
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import Source, find_source, load_classifier
-from resnest_jax.weights.packages import import_package
 
 STABLEHLO, ONNX = ".stablehlo", ".onnx"
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.errors import InputError, one_line
+from resnest_jax.errors import InputError, import_package, one_line
 from resnest_jax.files import write_atomic, write_json, writing
 from resnest_jax.weights.card import METADATA, Card, write_card
-from resnest_jax.weights.packages import import_package
 from resnest_jax.weights.torch_files import read_torch, write_torch
 
 StateDict = dict[str, np.ndarray]
@@ -96,17 +95,25 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
         raise InputError(f"{file} does not describe a model: {problem}") from error
 
 
+def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
+    """Raise InputError if a directory, described by ``describe_directory``, is of segmentation."""
+    if "backbone" in description:
+        raise InputError(
+            f"weights {path} are a run of segmentation; they are for evaluate, predict and the "
+            "pretrained.weights of another such run"
+        )
+
+
 def find_checkpoint(path: Path, which: str) -> int:
     """Return the step of a run's checkpoint: ``last``, ``best`` or a step.
 
     Errors are those of ``training.checkpoints.find_step``.
     """
-    from resnest_jax.config.classification import BEST_METRIC, BEST_METRIC_OF_MULTI_LABEL
+    from resnest_jax.config import best_metric
     from resnest_jax.training.checkpoints import find_step
     from resnest_jax.workdir import load_config
 
-    multi_label = load_config(path).multi_label
-    return find_step(path, which, BEST_METRIC_OF_MULTI_LABEL if multi_label else BEST_METRIC)
+    return find_step(path, which, best_metric(load_config(path)))
 
 
 def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -123,6 +130,7 @@ def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any]
       InputError: if it holds neither, or no such checkpoint.
     """
     description, is_run = describe_directory(path)
+    check_classifier(path, description)
     from resnest_jax.training.checkpoints import state_folder
     from resnest_jax.training.variables import restore_variables
 

@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from resnest_jax.errors import InputError, one_line
-from resnest_jax.weights.packages import import_package
+from resnest_jax.errors import InputError, import_package, one_line
 
 HUB_FILE = "model.safetensors"
 RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.errors import InputError
-from resnest_jax.weights.packages import import_package
+from resnest_jax.errors import InputError, import_package
 
 # Where training codes put the state dictionary of the network; the first that is there is read.
 PLACES = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net", "module")

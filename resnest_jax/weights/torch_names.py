@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.weights.checks import check_numbers
 
@@ -17,6 +18,7 @@ BATCH_NORM = (
     ("running_mean", "batch_stats", "mean"),
     ("running_var", "batch_stats", "var"),
 )
+Network = ResNeSt | SegmentationModel
 FIRST_BLOCK = "layer1.0."
 COUNTER = "num_batches_tracked"  # in every torch batch norm; flax has no counterpart
 
@@ -89,8 +91,11 @@ def _block(model: ResNeSt, torch_name: str, block: str, downsample: bool) -> Ite
         yield from _norm(f"{torch_name}.downsample.{first + 1}", (block, "downsample_bn"))
 
 
-def torch_entries(model: ResNeSt) -> Iterator[Entry]:
+def torch_entries(model: Network) -> Iterator[Entry]:
     """Yield every entry of the torch state dictionary, in its order."""
+    if isinstance(model, SegmentationModel):
+        yield from _segmentation(model)
+        return
     yield from _stem(model)
     for name, settings in model.block_settings():
         stage, block = name.removeprefix("stage").split("_block")
@@ -100,7 +105,29 @@ def torch_entries(model: ResNeSt) -> Iterator[Entry]:
         yield from _layer("fc", ("head",), bias=True)
 
 
-def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict[str, Any]:
+def _segmentation(model: SegmentationModel) -> Iterator[Entry]:
+    for key, path in torch_entries(model.backbone):
+        yield Entry(f"pretrained.{key}", path and (path[0], "backbone", *path[1:]))
+    if model.head == "fcn":
+        yield from _classifier("head.conv5", ("head",))
+    else:
+        aspp = [(f"b{i}", 0, f"{i}") for i in range(4)]
+        for branch, index, ours in (*aspp, ("b4.gap", 1, "_pool"), ("project", 0, "_project")):
+            prefix = f"head.aspp.{branch}"
+            yield from _layer(f"{prefix}.{index}", ("head", "aspp", f"conv{ours}"))
+            yield from _norm(f"{prefix}.{index + 1}", ("head", "aspp", f"bn{ours}"))
+        yield from _classifier("head.block", ("head", "classifier"))
+    if model.auxiliary:
+        yield from _classifier("auxlayer.conv5", ("auxiliary",))
+
+
+def _classifier(torch_name: str, path: tuple[str, ...]) -> Iterator[Entry]:
+    yield from _layer(f"{torch_name}.0", (*path, "conv1"))
+    yield from _norm(f"{torch_name}.1", (*path, "bn1"))
+    yield from _layer(f"{torch_name}.4", (*path, "conv2"), bias=True)
+
+
+def from_torch(state_dict: Mapping[str, np.ndarray], model: Network) -> dict[str, Any]:
     """Convert a torch state dictionary to ``{"params", "batch_stats"}``, float32.
 
     Args:
@@ -140,7 +167,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: ResNeSt) -> dict[str
     return variables
 
 
-def to_torch(variables: Mapping[str, Any], model: ResNeSt) -> dict[str, np.ndarray]:
+def to_torch(variables: Mapping[str, Any], model: Network) -> dict[str, np.ndarray]:
     """Convert variables to a state dictionary in torch layout and order: undo ``from_torch``.
 
     ``num_batches_tracked`` is 0; torch does not use it at its default momentum.
@@ -188,7 +215,7 @@ def _by_path(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     return {tuple(part.key for part in path): leaf for path, leaf in leaves}
 
 
-def _shapes(model: ResNeSt, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:
+def _shapes(model: Network, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:
     """Return shapes by path; input channels are those of the file's first convolution."""
     first = arrays.get(next(torch_entries(model)).key)
     channels = first.shape[1] if first is not None and first.ndim == 4 else 3

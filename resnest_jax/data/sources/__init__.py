@@ -3,12 +3,22 @@
 import os
 
 from resnest_jax.data.sources.folder import open_folder, open_folder_split
+from resnest_jax.data.sources.masks import MaskDataset, open_masks
 from resnest_jax.data.sources.records import Dataset, Records, Relabelled, Split
 from resnest_jax.data.sources.table import open_table, open_table_split
 from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
 
-__all__ = ["Dataset", "Records", "Relabelled", "Split", "open_dataset", "open_split"]
+__all__ = [
+    "Dataset",
+    "MaskDataset",
+    "Records",
+    "Relabelled",
+    "Split",
+    "open_dataset",
+    "open_masks",
+    "open_split",
+]
 
 _FOLDER_PREFIX = "folder:"
 _TABLE_PREFIX = "csv:"

@@ -71,7 +71,7 @@ def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
     )
     train = _list_images(folders[0])
     held_out = _list_images(folders[1], train.class_names)
-    unused = [name for name in _subfolders(root) if root / name not in folders]
+    unused = [name for name in subfolders(root) if root / name not in folders]
     return Dataset(
         train=FolderRecords(train.paths, train.labels),
         eval=FolderRecords(held_out.paths, held_out.labels),
@@ -101,7 +101,7 @@ def _check_folder(root: Path) -> None:
 def _has_splits(root: Path) -> bool:
     """Return whether there is a folder ``train`` of class folders; of images, it is a class."""
     train = _find(root, _TRAIN)
-    return train is not None and bool(_subfolders(train) or not any(_images(train)))
+    return train is not None and bool(subfolders(train) or not any(walk_images(train)))
 
 
 def _hold_out(root: Path) -> Dataset:
@@ -140,13 +140,13 @@ def _split_folder(root: Path, field: str, split: str, auto: tuple[str, ...]) -> 
         return found
     raise InputError(
         f"{field} {split!r}: no folder {' or '.join(map(repr, names))} in {root}, "
-        f"which has {_subfolders(root)}; {_FOLDER_LAYOUT}"
+        f"which has {subfolders(root)}; {_FOLDER_LAYOUT}"
     )
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
     """The first folder of one of the names, in this case or else in any."""
-    found = _subfolders(root)
+    found = subfolders(root)
     for name in names:
         for match in (name, *(other for other in found if other.lower() == name.lower())):
             if match and (root / match).is_dir():
@@ -159,7 +159,7 @@ def _list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> _L
 
     ``class_names`` are those of the training split; None takes them from this folder.
     """
-    found = _subfolders(folder)
+    found = subfolders(folder)
     if not found:
         raise InputError(f"dataset: no class folders in {folder.absolute()}; {_FOLDER_LAYOUT}")
     class_names = tuple(found) if class_names is None else class_names
@@ -174,7 +174,7 @@ def _list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> _L
     if loose := sum(_is_image(entry.name) for entry in os.scandir(folder) if entry.is_file()):
         others["outside the class folders"] = loose
     for name in found:
-        images = list(_images(folder / name, others))
+        images = list(walk_images(folder / name, others))
         if not images:
             raise InputError(
                 f"dataset: no images in the class folder {folder / name}; {_FOLDER_LAYOUT}"
@@ -185,7 +185,7 @@ def _list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> _L
     return _Listing(paths, labels, class_names, others)
 
 
-def _images(folder: Path, others: collections.Counter[str] | None = None) -> Iterator[str]:
+def walk_images(folder: Path, others: collections.Counter[str] | None = None) -> Iterator[str]:
     """Yield the images of a folder and its subfolders, in the order of torchvision.
 
     Links are followed, hidden files and folders are not listed, other files are counted.
@@ -215,7 +215,7 @@ def _suffix(name: str) -> str:
     return dot + suffix.lower() if dot else ""
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     """Return the names of the visible subfolders, sorted."""
     with os.scandir(folder) as entries:
         return sorted(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -11,7 +11,7 @@ class Records(Protocol):
     """Random access to records: encoded images, labels, and the ``key`` that identifies each.
 
     For classification ``{"image": bytes, "label": int, "key": str}``; with several labels per image
-    the label is a list of 0 and 1, one per class.
+    the label is a list of 0 and 1, one per class. With label maps see ``masks.MaskRecords``.
     """
 
     def __len__(self) -> int: ...
@@ -41,10 +41,14 @@ class Dataset:
     ``notes`` are lines for the user, for example what was left out.
     """
 
-    train: LabelledRecords
+    train: Records
     eval: Records
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def train_labels(self) -> np.ndarray:
+        """Return the labels of the training records, which are ``LabelledRecords``."""
+        return cast(LabelledRecords, self.train).labels()
 
 
 class Split(NamedTuple):

@@ -1,12 +1,12 @@
 """Weights of classes in the loss."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from resnest_jax.errors import InputError
+from resnest_jax.tasks.class_weights import named_weights
 
 BALANCED = ("balanced",)
 
@@ -24,26 +24,9 @@ def class_weights(
       InputError: if ``given`` is neither, names an unknown class, or is ``balanced`` and a class
         has no images.
     """
-    if not given:
-        return ()
     if tuple(given) == BALANCED:
         return _balanced(labels(), class_names)
-    weights = dict.fromkeys(class_names, 1.0)
-    for pair in given:
-        match pair:
-            case [str(name), int(weight) | float(weight)] if 0 < weight < math.inf:
-                if name not in weights:
-                    raise InputError(
-                        f"loss.class_weights has the class {name!r}; the data set has "
-                        f"{', '.join(class_names[:10])}{', ...' if len(class_names) > 10 else ''}"
-                    )
-                weights[name] = float(weight)
-            case _:
-                raise InputError(
-                    "loss.class_weights must be 'balanced', or pairs of a class and a weight, "
-                    f"positive and finite, such as (('dog', 2.0),); got {pair!r}"
-                )
-    return tuple(weights.values())
+    return named_weights(given, class_names, expected="'balanced', or pairs")
 
 
 def _balanced(labels: np.ndarray, class_names: Sequence[str]) -> tuple[float, ...]:

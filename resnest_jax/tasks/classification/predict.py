@@ -12,11 +12,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnest_jax.data.decode import decode
 from resnest_jax.data.imagenet import readable
 from resnest_jax.data.sources import open_dataset
 from resnest_jax.errors import InputError
-from resnest_jax.files import local_path, write_atomic, writing
+from resnest_jax.files import write_atomic, writing
 from resnest_jax.models.inputs import STATISTICS, input_channels, normalize
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.tasks.classification.explain import Explanation, draw, explain
@@ -28,6 +27,7 @@ from resnest_jax.tasks.classification.report import (
 from resnest_jax.tasks.classification.task import apply_model
 from resnest_jax.tasks.classification.transforms import EvalTransform
 from resnest_jax.tasks.classification.views import Views, view_logits, view_transform
+from resnest_jax.tasks.photos import find_images, read_image
 from resnest_jax.training.task import Batch
 from resnest_jax.weights.classifier import find_source, load_classifier
 from resnest_jax.workdir import load_config
@@ -270,29 +270,6 @@ def _run_classes(config: ConfigDict, num_classes: int) -> Sequence[str] | None:
     return names if len(names) == num_classes else None  # the folder has changed
 
 
-def find_images(files: Sequence[str]) -> list[Path]:
-    """List the given files, and the visible files in given folders, sorted, without subfolders.
-
-    Raises:
-      InputError: if there are none, or a folder cannot be read.
-    """
-    if not files:
-        raise InputError("no images are given; expected IMAGE_OR_FOLDER... as arguments")
-    paths: list[Path] = []
-    for path in (local_path("image", file) for file in files):
-        if not path.is_dir():
-            paths.append(path)
-            continue
-        try:
-            found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-        except OSError as error:
-            raise InputError(f"cannot read the folder {path}: {error.strerror}") from None
-        if not found:
-            raise InputError(f"the folder {path} holds no files; give one with images in it")
-        paths += sorted(found)
-    return list(dict.fromkeys(paths))
-
-
 def read_images(
     paths: Sequence[Path], transform: EvalTransform | Views, channels: int = 3
 ) -> tuple[dict[Path, dict[str, np.ndarray]], list[InputError]]:
@@ -305,19 +282,6 @@ def read_images(
         except InputError as error:
             errors.append(error)
     return elements, errors
-
-
-def read_image(path: Path, channels: int = 3) -> np.ndarray:
-    """Read a file as uint8 (H, W, channels), as ``data.decode.decode`` does in training.
-
-    Raises:
-      InputError: if it is not a whole image.
-    """
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error.strerror}") from None
-    return decode({"image": encoded, "key": path}, channels)
 
 
 def _pad(leaves: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -14,74 +14,42 @@ from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources import Dataset
 from resnest_jax.data.sources import open_dataset as open_source
 from resnest_jax.errors import InputError
-from resnest_jax.files import local_path
 from resnest_jax.models.inputs import STATISTICS
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.models.zoo import create_model
+from resnest_jax.tasks.checks import (
+    check_choice,
+    check_model,
+    check_parallel_and_pretrained,
+    check_source,
+)
 from resnest_jax.tasks.classification.balance import class_weights
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
 from resnest_jax.tasks.parts import Parts
-from resnest_jax.training.checkpoints import latest_step
 from resnest_jax.training.mesh import round_up
 from resnest_jax.training.task import Variables
 from resnest_jax.weights.pretrained import load_pretrained
-from resnest_jax.weights.published import SOURCES
 
+DATASETS = "a TFDS name, folder:PATH or csv:PATH"
 LAYERS = ("^stem/", *(f"^stage{stage}_" for stage in range(1, 5)), "^head/")
 HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
 
 
 def check(config: ConfigDict) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
-    _check_choice("parallel.batch_norm", config.parallel.batch_norm, ("global", "device"))
-    _check_choice("channels", config.channels, tuple(STATISTICS))
-    _check_choice("sampling", config.sampling, ("uniform", "balanced"))
-    _check_choice("pretrained.train", config.pretrained.train, ("all", "head"))
+    check_parallel_and_pretrained(config, config.model.name)
+    check_choice("channels", config.channels, tuple(STATISTICS))
+    check_choice("sampling", config.sampling, ("uniform", "balanced"))
     if config.multi_label and config.sampling == "balanced":
         raise InputError("sampling 'balanced' needs one label per image; multi_label is True")
-    if config.pretrained.train == "head" and config.model.norm != "frozen":
-        raise InputError("pretrained.train 'head' needs model.norm 'frozen'")
     if config.eval_image_size < MIN_SIZE:
         raise InputError(
             f"eval_image_size must be at least {MIN_SIZE}; got {config.eval_image_size}"
         )
-    _check_weights(config)
-    if config.model.norm == "folded":
-        raise InputError("model.norm 'folded' is not for training; use 'batch' or 'frozen'")
-    create_model(**model_fields(config))
-    if config.model.dtype == "float16":
-        raise InputError(
-            "model.dtype float16 is not for training, whose small gradients it rounds to 0; use "
-            "bfloat16 or float32"
-        )
-
-
-def _check_weights(config: ConfigDict) -> None:
-    """Raise InputError if the initial weights cannot be meant."""
-    weights, checkpoint = config.pretrained.weights, config.pretrained.checkpoint
-    if checkpoint != "last" and weights in ("none", "published"):
-        raise InputError(
-            f"pretrained.checkpoint {checkpoint!r} needs a run as pretrained.weights; got "
-            f"{weights!r}"
-        )
-    if weights == "published" and config.model.name not in SOURCES:
-        raise InputError(
-            f"pretrained.weights 'published': there are none of {config.model.name}; there are of "
-            f"{', '.join(SOURCES)}"
-        )
-    if weights not in ("none", "published"):
-        local_path("pretrained.weights", weights)
-
-
-def _check_source(weights: str) -> None:
-    """Raise InputError if initial weights are of a path that does not exist."""
-    if weights not in ("none", "published"):
-        path = local_path("pretrained.weights", weights)
-        if not path.exists():
-            raise InputError(f"pretrained.weights: there is no {path.absolute()}")
+    check_model(config)
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
@@ -102,13 +70,12 @@ def build(
     Raises:
       InputError: if the config does not fit the data set.
     """
-    if workdir and latest_step(workdir) is None:  # a run that is resumed does not read them
-        _check_source(config.pretrained.weights)
+    check_source(config, workdir)
     fields = _model_fields(config, dataset)
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
     loss["class_weights"] = class_weights(
-        config.loss.class_weights, dataset.class_names, dataset.train.labels
+        config.loss.class_weights, dataset.class_names, dataset.train_labels
     )
     task = (MultiLabel if config.multi_label else Classification)(
         create_model(**fields),
@@ -209,8 +176,3 @@ def _freeze(config: ConfigDict) -> str:
         return HEAD_ALONE
     stages = config.model.frozen_stages
     return f"^(stem|stage[1-{stages}]_block\\d+)/" if stages else ""
-
-
-def _check_choice(field: str, value: str | int, choices: tuple[str | int, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{field} must be one of {choices}; got {value!r}")

@@ -1,7 +1,5 @@
 """Write what a classifier said of each image, and of which classes it is wrong."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic, writing
+from resnest_jax.tasks.csv_text import csv_text
 
 SUFFIXES = (".csv", ".json")
 WORST = 10
@@ -75,7 +74,7 @@ def write_predictions(
     if path.suffix.lower() == ".json":
         content = json.dumps(rows, indent=1) + "\n"
     else:
-        content = _csv([_flat(row) for row in rows])
+        content = csv_text([_flat(row) for row in rows])
     with writing("predictions", path):
         # A file name may hold bytes that are not UTF-8.
         write_atomic(path, content.encode("utf-8", "surrogateescape"))
@@ -99,14 +98,6 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     for rank, other in enumerate(others, 2):
         flat |= {f"class_{rank}": other["class"], f"probability_{rank}": other["probability"]}
     return flat
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["file"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def count_confusion(predictions: Sequence[Prediction], class_names: Sequence[str]) -> Confusion:
@@ -165,7 +156,7 @@ def write_confusion(folder: Path, confusion: Confusion) -> None:
     ]
     with writing("output", folder):
         for name, rows in (("per_class.csv", classes), ("confusion.csv", matrix)):
-            write_atomic(folder / name, _csv(rows).encode("utf-8", "surrogateescape"))
+            write_atomic(folder / name, csv_text(rows).encode("utf-8", "surrogateescape"))
         _draw(folder / "confusion.png", confusion)
 
 

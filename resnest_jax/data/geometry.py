@@ -1,0 +1,116 @@
+"""Resize, flip, crop and pad an image together with its label map.
+
+Pixel by pixel as in the ResNeSt authors' segmentation code (PyTorch-Encoding). Sizes are pairs
+(height, width), offsets (y, x).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+Size = tuple[int, int]
+
+
+class Draws(NamedTuple):
+    """The random numbers of one training crop.
+
+    Attributes:
+      flip: mirror left to right.
+      long: longer side after resizing, in pixels.
+      x, y: left and top of the crop in the resized and padded image.
+    """
+
+    flip: bool
+    long: int
+    x: int
+    y: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Mirror, resize, cut the window at an offset and pad it to the right and bottom.
+
+    Attributes:
+      flip: mirror left to right, before resizing.
+      resized: size of the whole image.
+      offset: of the window in the resized image.
+      canvas: size of the result.
+    """
+
+    flip: bool
+    resized: Size
+    offset: Size
+    canvas: Size
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """Transform uint8 (H, W, 3): bilinear, antialiased when shrinking; black outside."""
+        return self._apply(image, Image.Resampling.BILINEAR, 0)
+
+    def apply_labels(self, labels: np.ndarray, padding: int) -> np.ndarray:
+        """Transform labels, uint8 (H, W): the nearest pixel; ``padding`` outside."""
+        return self._apply(labels, Image.Resampling.NEAREST, padding)
+
+    def _apply(self, array: np.ndarray, resampling: Image.Resampling, padding: int) -> np.ndarray:
+        if self.flip:
+            array = array[:, ::-1]
+        height, width = self.resized
+        if array.shape[:2] != self.resized:
+            array = np.asarray(Image.fromarray(array).resize((width, height), resampling))
+        window = tuple(
+            slice(start, start + side) for start, side in zip(self.offset, self.canvas, strict=True)
+        )
+        array = array[window]
+        missing = [(0, side - has) for side, has in zip(self.canvas, array.shape[:2], strict=True)]
+        if not np.any(missing):
+            return np.ascontiguousarray(array)
+        missing += [(0, 0)] * (array.ndim - 2)
+        return np.pad(array, missing, constant_values=padding)
+
+
+def draw(
+    rng: np.random.Generator,
+    size: Size,
+    crop: int,
+    base: int,
+    scale: tuple[float, float] = (0.5, 2.0),
+    flip: bool = True,
+) -> Draws:
+    """Draw a training crop.
+
+    Args:
+      size: of the image.
+      crop: side of the crop.
+      base, scale: the longer side becomes an integer from ``base * scale[0]`` to
+        ``base * scale[1]``, both included.
+      flip: whether to mirror half of the images.
+    """
+    mirrored = bool(flip and rng.random() < 0.5)
+    low, high = (int(base * factor) for factor in scale)
+    long = int(rng.integers(low, high, endpoint=True))
+    height, width = _long_side(size, long)
+    x, y = (int(rng.integers(0, max(side - crop, 0), endpoint=True)) for side in (width, height))
+    return Draws(mirrored, long, x, y)
+
+
+def random_crop(size: Size, crop: int, draws: Draws) -> Transform:
+    """Return the transform of a training image to a (crop, crop) square."""
+    resized = _long_side(size, draws.long)
+    return Transform(draws.flip, resized, (draws.y, draws.x), (crop, crop))
+
+
+def center_crop(size: Size, crop: int) -> Transform:
+    """Return the transform whose result is the centred square, ``crop`` the shorter side."""
+    shorter = min(size)
+    height, width = (side * crop // shorter for side in size)
+    offset = round((height - crop) / 2), round((width - crop) / 2)
+    return Transform(False, (height, width), offset, (crop, crop))
+
+
+def _long_side(size: Size, long: int) -> Size:
+    """Return the size, of the same shape, whose longer side is ``long``."""
+    height, width = size
+    longer = max(size)
+    # At least 1: a row of pixels stays one.
+    return max(1, int(height * long / longer + 0.5)), max(1, int(width * long / longer + 0.5))

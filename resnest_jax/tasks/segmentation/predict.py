@@ -1,0 +1,125 @@
+"""Segment photos: label maps, pictures and the shares of the classes."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from resnest_jax.data.label_tables import published_table, voc_color
+from resnest_jax.data.sources.masks import OWN
+from resnest_jax.errors import InputError
+from resnest_jax.files import make_folder, write_atomic, writing
+from resnest_jax.models.inputs import normalize
+from resnest_jax.tasks.csv_text import csv_text
+from resnest_jax.tasks.photos import find_images, read_image
+from resnest_jax.tasks.segmentation import recipe
+from resnest_jax.tasks.segmentation.draw import (
+    Palette,
+    class_shares,
+    draw_overlay,
+    save_label_map,
+)
+from resnest_jax.tasks.segmentation.evaluate import make_evaluator
+from resnest_jax.weights.card import read_card
+from resnest_jax.weights.segmenter import restore_run
+
+SHARES = "class_shares.csv"
+PRINTED = 5  # classes of an image
+
+
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    files: Sequence[str],
+    output: Path,
+    checkpoint: str = "last",
+    *,
+    multi_scale: bool = False,
+) -> int:
+    """Segment images; print the largest classes of each, and unreadable files on stderr.
+
+    Writes ``NAME_overlay.png``, the photo with the classes over it and a legend, and
+    ``NAME_labels.png``, the classes from 0 with their colours as palette, for each image, and
+    ``class_shares.csv``.
+
+    Args:
+      config: of the run in ``workdir``.
+      files: images, and folders of images.
+      output: directory to write.
+      checkpoint: ``last``, ``best`` or a step.
+      multi_scale: at the scales of ``evaluation.scales`` and mirrored; else at scale 1.
+
+    Returns:
+      The exit code: 1 if any file could not be read, else 0.
+
+    Raises:
+      InputError: if there are no images, two would get the same name, or the run or the directory
+        cannot be used.
+    """
+    paths = find_images(files)
+    names = _output_names(paths)
+    class_names = read_card(workdir).class_names
+    if class_names is None:
+        raise InputError(f"{workdir} has no names of classes; evaluate the run first")
+    _, variables = restore_run(workdir, checkpoint)
+    make_folder("output", output)
+    model = recipe.make_model(config, len(class_names))
+    palette = _palette(config, len(class_names))
+    evaluator = make_evaluator(config, model, variables, single=not multi_scale)
+    read: list[tuple[Path, np.ndarray]] = []
+    rows = []
+    with tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
+        for prediction in evaluator.predict(_photos(paths, read)):
+            path, photo = read.pop(0)
+            start = output / names[path]
+            draw_overlay(
+                photo, prediction.labels, class_names, palette, Path(f"{start}_overlay.png")
+            )
+            save_label_map(prediction.labels, palette, Path(f"{start}_labels.png"))
+            shares = class_shares(prediction.labels, len(class_names))
+            rows.append(
+                {"file": str(path)}
+                | {name: round(float(s), 6) for name, s in zip(class_names, shares, strict=True)}
+            )
+            bar.write(_summary(path, shares, class_names))
+            bar.update()
+    with writing("output", output):
+        write_atomic(output / SHARES, csv_text(rows).encode("utf-8", "surrogateescape"))
+    return int(len(rows) < len(paths))
+
+
+def _photos(paths: Sequence[Path], read: list[tuple[Path, np.ndarray]]) -> Iterator[np.ndarray]:
+    """Yield normalised images; append path and pixels of each to ``read``."""
+    for path in paths:
+        try:
+            photo = read_image(path)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            continue
+        read.append((path, photo))
+        yield np.asarray(normalize(photo[None])[0])
+
+
+def _output_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the start of the names of each image's files: its name, without suffix if unique."""
+    stems = [path.stem for path in paths]
+    names = {p: p.stem if stems.count(p.stem) == 1 else p.name for p in paths}
+    if len(set(names.values())) < len(names):
+        raise InputError("several images have the same name: give one folder at a time")
+    return names
+
+
+def _palette(config: ConfigDict, num_classes: int) -> Palette:
+    """Return the colours of the data set that the run was trained on."""
+    kind = config.dataset.partition(":")[0]
+    if kind != OWN:
+        return published_table(kind).palette
+    return [voc_color(i + 1) for i in range(num_classes)]
+
+
+def _summary(path: Path, shares: np.ndarray, class_names: Sequence[str]) -> str:
+    order = [i for i in np.argsort(-shares, kind="stable") if shares[i] > 0][:PRINTED]
+    return "\n".join([str(path), *[f"{100 * shares[i]:7.2f} %  {class_names[i]}" for i in order]])

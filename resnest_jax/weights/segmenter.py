@@ -1,0 +1,146 @@
+"""Initial weights of a segmentation model: an ImageNet backbone, or backbone and heads."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnest_jax.errors import InputError
+from resnest_jax.files import local_path
+from resnest_jax.models.deeplab import SegmentationModel
+from resnest_jax.weights.formats import (
+    StateDict,
+    check_no_checkpoint,
+    describe_directory,
+    find_checkpoint,
+    read_file,
+)
+from resnest_jax.weights.pretrained import load_pretrained
+from resnest_jax.weights.torch_names import FIRST_BLOCK, from_torch
+
+HEADS = ("head", "auxiliary")
+BACKBONE = "pretrained."  # the authors' name of the backbone
+# The authors' names of the heads, and of the last layers, whose length is the number of classes.
+TORCH_HEADS = {"head": "head.", "auxiliary": "auxlayer."}
+LAST = ("head.block.4.weight", "head.conv5.4.weight")
+
+
+def load_segmenter(
+    model: SegmentationModel, backbone: str, source: str | None, checkpoint: str = "last"
+) -> dict[str, Any]:
+    """Load ``{"params", "batch_stats"}``, without the heads that the source does not have.
+
+    A head of another kind or with another number of classes is left out, and then the auxiliary
+    head too.
+
+    Args:
+      model: the model to load.
+      backbone: name of its backbone.
+      source: a file of weights of the backbone, or of a whole model under the authors' names; the
+        workdir of a run, of classification or of segmentation. None: the published ImageNet
+        weights.
+      checkpoint: of a run, ``last``, ``best`` or a step.
+
+    Raises:
+      InputError: as ``load_pretrained``, or if the source has another backbone.
+    """
+    if source is None:
+        return _of_backbone(model, backbone, None)
+    path = local_path("pretrained.weights", source)
+    if path.is_dir():
+        description, is_run = describe_directory(path)
+        if is_run and "backbone" in description:
+            return _of_run(model, backbone, path, description, checkpoint)
+        return _of_backbone(model, backbone, path, checkpoint)
+    check_no_checkpoint(path, checkpoint)
+    state_dict = _unwrap(read_file(path))
+    if not any(key.startswith(BACKBONE) for key in state_dict):
+        return _of_backbone(model, backbone, path)
+    return _of_state_dict(model, state_dict)
+
+
+def restore_run(workdir: Path, checkpoint: str = "last") -> tuple[int, dict[str, Any]]:
+    """Return the step and the ``{"params", "batch_stats"}`` of a checkpoint of a run.
+
+    Raises:
+      InputError: if there is no such checkpoint.
+    """
+    from resnest_jax.training.checkpoints import state_folder
+    from resnest_jax.training.variables import restore_variables
+
+    step = find_checkpoint(workdir, checkpoint)
+    return step, restore_variables(state_folder(workdir, step))
+
+
+def missing_heads(model: SegmentationModel, variables: dict[str, Any]) -> tuple[str, ...]:
+    """Return the heads of the model that the variables lack."""
+    wanted = HEADS if model.auxiliary else HEADS[:1]
+    return tuple(head for head in wanted if head not in variables["params"])
+
+
+def _of_backbone(
+    model: SegmentationModel, backbone: str, path: Path | None, checkpoint: str = "last"
+) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(model.backbone)} - {"parent", "name"}
+    fields = {name: getattr(model.backbone, name) for name in names}
+    _, variables = load_pretrained(backbone, path, checkpoint=checkpoint, in_channels=3, **fields)
+    return {collection: {"backbone": tree} for collection, tree in variables.items()}
+
+
+def _of_run(
+    model: SegmentationModel,
+    backbone: str,
+    path: Path,
+    description: dict[str, Any],
+    checkpoint: str,
+) -> dict[str, Any]:
+    if description["backbone"] != backbone:
+        raise InputError(
+            f"weights {path} have the backbone {description['backbone']}, not {backbone}"
+        )
+    _, variables = restore_run(path, checkpoint)
+    same = description["name"] == model.head and _num_classes(variables) == model.num_classes
+    keep = {"backbone", *HEADS[: 1 + model.auxiliary]} if same else {"backbone"}
+    return {
+        collection: {name: part for name, part in tree.items() if name in keep}
+        for collection, tree in variables.items()
+    }
+
+
+def _num_classes(variables: dict[str, Any]) -> int:
+    head = variables["params"]["head"]
+    return len(head.get("classifier", head)["conv2"]["bias"])
+
+
+def _of_state_dict(model: SegmentationModel, state_dict: StateDict) -> dict[str, Any]:
+    """Convert the authors' entries; all of a head or none must be there."""
+    last = LAST[0] if model.head == "deeplabv3" else LAST[1]
+    same = last in state_dict and len(np.atleast_1d(state_dict[last])) == model.num_classes
+    present = {
+        head
+        for head, prefix in TORCH_HEADS.items()
+        if same and any(key.startswith(prefix) for key in state_dict)
+    }
+    if "head" not in present:
+        entries = {
+            key.removeprefix(BACKBONE): value
+            for key, value in state_dict.items()
+            if key.startswith(BACKBONE)
+        }
+        variables = from_torch(entries, model.backbone)
+        return {collection: {"backbone": tree} for collection, tree in variables.items()}
+    with_auxiliary = model.auxiliary and "auxiliary" in present
+    if not with_auxiliary:
+        prefix = TORCH_HEADS["auxiliary"]
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
+    return from_torch(state_dict, model.clone(auxiliary=with_auxiliary))
+
+
+def _unwrap(state_dict: StateDict) -> StateDict:
+    """Remove what wrappers put before the names, as ``module.``, from those of a whole model."""
+    wrapper = next(
+        (k.partition(BACKBONE + FIRST_BLOCK)[0] for k in state_dict if BACKBONE + FIRST_BLOCK in k),
+        "",
+    )
+    return {key.removeprefix(wrapper): value for key, value in state_dict.items()}
