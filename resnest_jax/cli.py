@@ -206,17 +206,9 @@ def define_predictions(command: flags.FlagValues) -> flags.FlagHolder[str | None
     )
 
 
-def refuse(run: str, *given: flags.FlagHolder) -> None:
-    """Refuse flags that are for other weights.
-
-    Args:
-      run: what is evaluated, for the error.
-      given: flags.
-
-    Raises:
-      InputError: if one of them is given.
-    """
-    for flag in given:
+def refuse(run: str, *others: flags.FlagHolder) -> None:
+    """Raise InputError if one of the flags is given; ``run``, in words, does not take them."""
+    for flag in others:
         if flag.present:
             raise InputError(f"--{flag.name} is not for {run}; leave it out")
 

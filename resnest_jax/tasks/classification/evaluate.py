@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from resnest_jax.data.batches import EvalBatches, LoaderOptions
 from resnest_jax.data.decode import decode_image
 from resnest_jax.data.imagenet import readable, synsets
-from resnest_jax.data.loader import HostBatches
 from resnest_jax.data.sources import Relabelled, Split, open_dataset, open_split
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
@@ -26,6 +23,7 @@ from resnest_jax.tasks.classification import report
 from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import sum_hits
 from resnest_jax.tasks.classification.views import Views, view_logits, view_transform
+from resnest_jax.tasks.progress import Shown, tell
 from resnest_jax.training.distributed import gather_bytes, is_main, main_first
 from resnest_jax.training.evaluation import Sums, make_evaluate_variables
 from resnest_jax.training.mesh import make_mesh, round_up
@@ -90,7 +88,7 @@ def run(
     if options.output and is_main():  # before the work
         with writing("output", options.output):
             options.output.mkdir(parents=True, exist_ok=True)
-    _tell(*split.notes, _describe(source, split, options))
+    tell(*split.notes, _describe(source, split, options))
     model, variables, _ = load_classifier(source)
     labels = _match(source, split, model.num_classes)
     if multi_label and list(labels) != list(range(model.num_classes)):
@@ -137,25 +135,6 @@ class Evaluation:
     def metric(self) -> Sums:
         """Return the metric."""
         return self.details
-
-
-class Shown(NamedTuple):
-    """Batches whose progress is shown, if stderr is a terminal."""
-
-    batches: EvalBatches
-
-    @property
-    def num_eval(self) -> int:
-        """Number of images."""
-        return self.batches.num_eval
-
-    def eval(self) -> HostBatches:
-        """Yield every evaluation image once."""
-        hidden = None if is_main() else True
-        with tqdm(total=self.num_eval, unit=" images", leave=False, disable=hidden) as bar:
-            for batch in self.batches.eval():
-                yield batch
-                bar.update(int(batch["valid"].sum()) * jax.process_count())
 
 
 class Details(Sums):
@@ -228,7 +207,7 @@ def _match(source: Source, split: Split, num_classes: int) -> Sequence[int]:
     if known != split.class_names:
         count = len(split.class_names)
         change = f"has only {count} of the {len(known)}" if count < len(known) else "reorders the"
-        _tell(f"the data {change} classes of the weights; they are matched by name")
+        tell(f"the data {change} classes of the weights; they are matched by name")
     position = {name: index for index, name in enumerate(known)}
     return [position[name] for name in split.class_names]
 
@@ -255,7 +234,7 @@ def _write(
     if options.output and predictions:
         confusion = report.count_confusion(predictions, class_names)
         report.write_confusion(options.output, confusion)
-        _tell(report.worst_classes(confusion))
+        tell(report.worst_classes(confusion))
 
 
 def _published(name: str, split: Split) -> dict[str, float]:
@@ -270,9 +249,3 @@ def _describe(source: Source, split: Split, options: Options) -> str:
     dataset = options.dataset or load_config(source.path).dataset
     step = "" if source.step is None else f" at step {source.step}"
     return f"{source.name} of {source.path}{step} on {len(split.records)} images of {dataset}"
-
-
-def _tell(*lines: str) -> None:
-    """Print lines on stderr, in the main process; stdout has the figures."""
-    if is_main():
-        print(*lines, sep="\n", file=sys.stderr, flush=True)

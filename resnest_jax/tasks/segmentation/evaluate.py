@@ -1,15 +1,14 @@
 """Evaluate a run of segmentation."""
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from resnest_jax.data.batches import EvalBatches
 from resnest_jax.data.images import Images
@@ -18,6 +17,7 @@ from resnest_jax.data.sources.masks import MaskDataset
 from resnest_jax.files import make_folder
 from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.inputs import normalize
+from resnest_jax.tasks.progress import Shown, image_bar, tell
 from resnest_jax.tasks.segmentation import recipe, report
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 from resnest_jax.tasks.segmentation.sliding import MultiScale
@@ -73,7 +73,7 @@ def run(
     check_class_names(workdir, dataset.class_names)
     if options.output and is_main():  # before the work
         make_folder("output", options.output)
-    _tell(
+    tell(
         *dataset.notes,
         f"{config.model.name} of {workdir} at step {step} on {len(dataset.eval)} images of "
         f"{config.dataset}",
@@ -83,7 +83,7 @@ def run(
     evaluate = _multi_scale if options.multi_scale else _single_scale
     figures = evaluate(config, workdir, dataset, task, variables, metric, options.batch_size)
     if is_main():
-        _tell(report.table(metric, dataset.class_names))
+        tell(report.table(metric, dataset.class_names))
         if options.output:
             report.write(options.output, metric, dataset.class_names)
     return {"model": config.model.name, "step": step, **figures}
@@ -102,22 +102,6 @@ class _Kept(NamedTuple):
         return self.kept
 
 
-class _Shown(NamedTuple):
-    """Batches whose progress is shown, if stderr is a terminal."""
-
-    batches: EvalBatches
-
-    @property
-    def num_eval(self) -> int:
-        return self.batches.num_eval
-
-    def eval(self) -> Iterator[dict[str, np.ndarray]]:
-        with _bar(self.num_eval) as bar:
-            for batch in self.batches.eval():
-                yield batch
-                bar.update(int(batch["valid"].sum()) * jax.process_count())
-
-
 def _single_scale(
     config: ConfigDict,
     workdir: Path,
@@ -134,7 +118,7 @@ def _single_scale(
         recipe.loader_options(config, workdir, batch_size),
         MaskDecoder(dataset.table),
     )
-    return make_evaluate_variables(_Kept(task, metric), _Shown(batches), make_mesh())(variables)
+    return make_evaluate_variables(_Kept(task, metric), Shown(batches), make_mesh())(variables)
 
 
 def _multi_scale(
@@ -157,17 +141,17 @@ def _multi_scale(
         for index in range(jax.process_index(), len(images), jax.process_count()):
             if record := images.read_or_skip(index):
                 labels.append(record["labels"])
-                yield np.asarray(normalize(record["image"][None])[0])
+                yield normalized(record["image"])
 
     evaluator = make_evaluator(config, task.model, variables, batch_size)
     passes, images_seen, begun = 0, 0, time.perf_counter()
-    with _bar(len(images)) as bar:
+    with image_bar(len(images)) as bar:
         for prediction in evaluator.predict(read()):
             metric.add(labels.pop(0), prediction.labels)
             passes, images_seen = passes + prediction.passes, images_seen + 1
             bar.update(jax.process_count())
     seconds = time.perf_counter() - begun
-    _tell(
+    tell(
         f"{images_seen / seconds:.3g} images/s, {passes / seconds:.3g} windows/s in this process, "
         "compilation included"
     )
@@ -199,11 +183,6 @@ def make_evaluator(
     )
 
 
-def _bar(total: int) -> tqdm:
-    return tqdm(total=total, unit=" images", leave=False, disable=None if is_main() else True)
-
-
-def _tell(*lines: str) -> None:
-    """Print lines on stderr, in the main process; stdout has the figures."""
-    if is_main():
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+def normalized(image: np.ndarray) -> np.ndarray:
+    """Return an image (h, w, 3), 0..255, as the evaluator takes it, float32."""
+    return np.asarray(normalize(jnp.asarray(image[None]))[0])

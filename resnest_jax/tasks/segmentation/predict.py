@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from resnest_jax.data.label_tables import published_table, voc_color
 from resnest_jax.data.sources.masks import OWN
 from resnest_jax.errors import InputError
 from resnest_jax.files import make_folder, write_atomic, writing
-from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.csv_text import csv_text
 from resnest_jax.tasks.photos import find_images, read_image
+from resnest_jax.tasks.progress import image_bar
 from resnest_jax.tasks.segmentation import recipe
 from resnest_jax.tasks.segmentation.draw import (
     Palette,
@@ -22,7 +21,7 @@ from resnest_jax.tasks.segmentation.draw import (
     draw_overlay,
     save_label_map,
 )
-from resnest_jax.tasks.segmentation.evaluate import make_evaluator
+from resnest_jax.tasks.segmentation.evaluate import make_evaluator, normalized
 from resnest_jax.weights.card import read_card
 from resnest_jax.weights.segmenter import restore_run
 
@@ -71,7 +70,7 @@ def run(
     evaluator = make_evaluator(config, model, variables, single=not multi_scale)
     read: list[tuple[Path, np.ndarray]] = []
     rows = []
-    with tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
+    with image_bar(len(paths)) as bar:
         for prediction in evaluator.predict(_photos(paths, read)):
             path, photo = read.pop(0)
             start = output / names[path]
@@ -100,7 +99,7 @@ def _photos(paths: Sequence[Path], read: list[tuple[Path, np.ndarray]]) -> Itera
             print(f"error: {error}", file=sys.stderr, flush=True)
             continue
         read.append((path, photo))
-        yield np.asarray(normalize(photo[None])[0])
+        yield normalized(photo)
 
 
 def _output_names(paths: Sequence[Path]) -> dict[Path, str]:
