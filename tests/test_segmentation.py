@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -144,6 +145,20 @@ def test_multi_scale_scores_are_those_of_the_predictions(whole, data, tmp_path, 
     shares = [np.mean(pairs[0][1] == c) for c in range(3)]
     np.testing.assert_allclose([float(share) for share in first], shares, atol=1e-6)
     assert pixels(tmp_path / "out/00_overlay.png").shape[0] > 500
+
+
+def test_commands_know_the_task_of_a_run(whole, data, tmp_path):
+    workdir, summary = whole
+    result = commands.run("resnest_jax.evaluate", f"--workdir={workdir}")
+    assert json.loads(result.stdout)["eval_miou"] == summary["eval_miou"]
+    image = str(data / "images/validation/00.png")
+    run = ("resnest_jax.predict", f"--weights={workdir}")
+    assert commands.run(*run, f"--output={tmp_path}", image).returncode == 0
+    assert pixels(tmp_path / "00_labels.png").shape == segmentation_data.SIZE
+    commands.assert_one_line(commands.run(*run, image), "--output=DIRECTORY")
+    for command, flag in (("evaluate", "tta"), ("predict", "explain")):
+        refused = commands.run(f"resnest_jax.{command}", f"--weights={workdir}", f"--{flag}=flip")
+        commands.assert_one_line(refused, f"--{flag} is not for a run of segmentation")
 
 
 def test_predictions_at_one_scale_and_equal_names(whole, data, tmp_path):
