@@ -275,9 +275,9 @@ def test_the_step_compiles_for_the_shapes_of_the_batches(data):
         ({"eval_split": "extra"}, "eval_split 'extra'"),
     ],
 )
-def test_bad_input_is_named(data, overrides, message):
+def test_bad_input_is_named(data, overrides, message, tmp_path):
     with pytest.raises(InputError, match=message) as error:
-        recipe.build(segmentation_data.tiny_config(data, **overrides))
+        recipe.build(segmentation_data.tiny_config(data, **overrides), tmp_path)
     assert "\n" not in str(error.value)
 
 
