@@ -17,7 +17,7 @@ import matplotlib.figure
 import numpy as np
 from absl import flags
 
-from resnest_jax import cli, recipe
+from resnest_jax import arguments, cli, recipe
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic
 from resnest_jax.models.inputs import normalize
@@ -30,7 +30,7 @@ FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run.", required=True, flag_values=FLAGS
 )
-CHECKPOINT = cli.define_checkpoint(FLAGS)
+CHECKPOINT = arguments.define_checkpoint(FLAGS)
 
 IGNORED = 0.1  # a split below this fraction of an even share is ignored
 
@@ -213,7 +213,7 @@ def plot(stages: dict[int, Stage], count: np.ndarray, class_names: tuple[str, ..
 
 def main(_: list[str]) -> None:
     """Analyse the run."""
-    workdir = cli.local_path(WORKDIR)
+    workdir = arguments.local_path(WORKDIR)
     run = recipe.build(load_config(workdir), training=False)
     step = find_step(workdir, CHECKPOINT.value, run.task.best_metric)
     variables = restore_variables(state_folder(workdir, step))

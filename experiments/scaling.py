@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnest_jax import cli, recipe
+from resnest_jax import arguments, cli, recipe
 from resnest_jax.config import complete
 from resnest_jax.dry_run import abstract_batch, compile_step
 from resnest_jax.errors import InputError
@@ -93,7 +93,7 @@ def main(_: list[str]) -> None:
     counts = [_count(text) for text in DEVICES.value]
     if not counts:
         raise InputError("--devices must name at least one number of devices, such as 1,2,4")
-    out = None if OUT.value is None else cli.output_path(OUT)
+    out = None if OUT.value is None else arguments.output_path(OUT)
     config = complete(CONFIG.value)
     rows = [
         "| devices | batch | collectives | kinds | MB/step | GiB/device | GiB for backward |",

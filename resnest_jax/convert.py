@@ -12,7 +12,7 @@ metadata) also hold the names of the classes and the size and crop of test image
 
 from absl import flags
 
-from resnest_jax import cli
+from resnest_jax import arguments, cli
 from resnest_jax.weights.conversion import convert
 
 FLAGS = flags.FlagValues()
@@ -29,7 +29,7 @@ INPUT = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output", None, "File of weights, or directory, to write.", required=True, flag_values=FLAGS
 )
-CHECKPOINT = cli.define_checkpoint(FLAGS)
+CHECKPOINT = arguments.define_checkpoint(FLAGS)
 CLASS_NAMES = flags.DEFINE_string(
     "class_names",
     None,
@@ -43,8 +43,8 @@ def main(_: list[str]) -> None:
     """Convert the weights."""
     line = convert(
         MODEL.value,
-        str(cli.local_path(INPUT)),
-        cli.local_path(OUTPUT),
+        str(arguments.local_path(INPUT)),
+        arguments.local_path(OUTPUT),
         checkpoint=CHECKPOINT.value,
         class_names=CLASS_NAMES.value,
         overwrite=OVERWRITE.value,

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnest_jax import cli
+from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.tasks.classification import evaluate
@@ -37,7 +37,7 @@ WEIGHTS = flags.DEFINE_string(
     "File of weights, directory of a run or of weights, or published, the default with --model.",
     flag_values=FLAGS,
 )
-CHECKPOINT = cli.define_checkpoint(FLAGS)
+CHECKPOINT = arguments.define_checkpoint(FLAGS)
 DATASET = flags.DEFINE_string(
     "dataset",
     None,
@@ -66,8 +66,8 @@ BATCH_SIZE = flags.DEFINE_integer(
     lower_bound=1,
     flag_values=FLAGS,
 )
-TTA, TTA_SIZES = cli.define_tta(FLAGS)
-PREDICTIONS = cli.define_predictions(FLAGS)
+TTA, TTA_SIZES = arguments.define_tta(FLAGS)
+PREDICTIONS = arguments.define_predictions(FLAGS)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -90,7 +90,7 @@ def main(_: list[str]) -> None:
         raise InputError("--workdir and --weights are both given; one of them names the run")
     if WORKDIR.value is None and WEIGHTS.value is None and MODEL.value is None:
         raise InputError("give --workdir=RUN, or --model=NAME, or --weights=FILE_OR_DIRECTORY")
-    workdir = cli.optional(cli.local_path, WORKDIR)
+    workdir = arguments.optional(arguments.local_path, WORKDIR)
     weights = WEIGHTS.value if workdir is None else str(workdir)
     config = segmentation_run(weights)
     if config is None:
@@ -102,27 +102,27 @@ def main(_: list[str]) -> None:
 
 
 def _segmentation(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    cli.refuse("a run of segmentation", MODEL, IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
+    arguments.refuse("a run of segmentation", MODEL, IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
     options = segmentation.Options(
         dataset=DATASET.value,
         split=SPLIT.value,
         batch_size=BATCH_SIZE.value,
         multi_scale=MULTI_SCALE.value,
-        output=cli.optional(cli.local_path, OUTPUT),
+        output=arguments.optional(arguments.local_path, OUTPUT),
     )
     return segmentation.run(config, workdir, CHECKPOINT.value, options)
 
 
 def _classification(weights: str | None) -> dict[str, Any]:
-    cli.refuse("classification", MULTI_SCALE)
+    arguments.refuse("classification", MULTI_SCALE)
     options = evaluate.Options(
         dataset=DATASET.value,
         split=SPLIT.value,
-        sizes=cli.sizes(IMAGE_SIZE, TTA_SIZES),
+        sizes=arguments.sizes(IMAGE_SIZE, TTA_SIZES),
         tta=tuple(TTA.value),
         batch_size=BATCH_SIZE.value,
-        output=cli.optional(cli.local_path, OUTPUT),
-        predictions=cli.optional(cli.output_path, PREDICTIONS),
+        output=arguments.optional(arguments.local_path, OUTPUT),
+        predictions=arguments.optional(arguments.output_path, PREDICTIONS),
     )
     return evaluate.run(MODEL.value, weights, CHECKPOINT.value, options)
 

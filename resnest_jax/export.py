@@ -32,7 +32,7 @@ jax promises that releases of the next six months read it. On CPU an artefact ex
 
 from absl import flags
 
-from resnest_jax import cli
+from resnest_jax import arguments, cli
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.weights import exports
 
@@ -46,7 +46,7 @@ WEIGHTS = flags.DEFINE_string(
     "File of weights, or directory of a run or of weights; default: the published weights.",
     flag_values=FLAGS,
 )
-CHECKPOINT = cli.define_checkpoint(FLAGS)
+CHECKPOINT = arguments.define_checkpoint(FLAGS)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -81,7 +81,7 @@ def main(_: list[str]) -> None:
     line = exports.export_file(
         MODEL.value,
         WEIGHTS.value,
-        cli.local_path(OUTPUT),
+        arguments.local_path(OUTPUT),
         checkpoint=CHECKPOINT.value,
         image_size=IMAGE_SIZE.value,
         platforms=PLATFORMS.value,

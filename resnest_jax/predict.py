@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from resnest_jax import cli
+from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.tasks.classification import predict
@@ -26,7 +26,7 @@ WEIGHTS = flags.DEFINE_string(
     "File of weights, or directory of a run or of weights; default: the published weights.",
     flag_values=FLAGS,
 )
-CHECKPOINT = cli.define_checkpoint(FLAGS)
+CHECKPOINT = arguments.define_checkpoint(FLAGS)
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size",
     None,
@@ -40,8 +40,8 @@ EXPLAIN = flags.DEFINE_string(
     "PNG to write: where the model looks, and its attention to the splits.",
     flag_values=FLAGS,
 )
-TTA, TTA_SIZES = cli.define_tta(FLAGS)
-PREDICTIONS = cli.define_predictions(FLAGS)
+TTA, TTA_SIZES = arguments.define_tta(FLAGS)
+PREDICTIONS = arguments.define_predictions(FLAGS)
 EMBEDDINGS = flags.DEFINE_string(
     "embeddings",
     None,
@@ -75,18 +75,18 @@ def main(argv: list[str]) -> int:
     config = segmentation_run(WEIGHTS.value)
     if config is not None:
         return _segment(config, argv[1:])
-    cli.refuse("classification", OUTPUT, MULTI_SCALE)
+    arguments.refuse("classification", OUTPUT, MULTI_SCALE)
     return predict.run(
         argv[1:],
         name=MODEL.value,
         weights=WEIGHTS.value,
         checkpoint=CHECKPOINT.value,
-        sizes=cli.sizes(IMAGE_SIZE, TTA_SIZES),
+        sizes=arguments.sizes(IMAGE_SIZE, TTA_SIZES),
         tta=tuple(TTA.value),
         outputs=predict.Outputs(
-            cli.optional(cli.output_path, EXPLAIN),
-            cli.optional(cli.output_path, PREDICTIONS),
-            cli.optional(cli.output_path, EMBEDDINGS),
+            arguments.optional(arguments.output_path, EXPLAIN),
+            arguments.optional(arguments.output_path, PREDICTIONS),
+            arguments.optional(arguments.output_path, EMBEDDINGS),
         ),
         threshold=THRESHOLD.value,
     )
@@ -94,8 +94,8 @@ def main(argv: list[str]) -> int:
 
 def _segment(config: ConfigDict, files: list[str]) -> int:
     others = (MODEL, IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS, THRESHOLD)
-    cli.refuse("a run of segmentation", *others)
-    output = cli.optional(cli.local_path, OUTPUT)
+    arguments.refuse("a run of segmentation", *others)
+    output = arguments.optional(arguments.local_path, OUTPUT)
     if output is None:
         raise InputError("a run of segmentation writes pictures: give --output=DIRECTORY")
     workdir = Path(str(WEIGHTS.value))

@@ -9,7 +9,7 @@ ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org.
 
 from absl import flags
 
-from resnest_jax import cli
+from resnest_jax import arguments, cli
 from resnest_jax.data.sources import open_dataset
 
 FLAGS = flags.FlagValues()
@@ -24,7 +24,9 @@ MANUAL_DIR = flags.DEFINE_string(
 
 def main(_: list[str]) -> None:
     """Prepare the data set."""
-    data_dir, manual_dir = (cli.optional(cli.local_path, f) for f in (DATA_DIR, MANUAL_DIR))
+    data_dir, manual_dir = (
+        arguments.optional(arguments.local_path, f) for f in (DATA_DIR, MANUAL_DIR)
+    )
     opened = open_dataset(DATASET.value, data_dir=data_dir, manual_dir=manual_dir)
     print(
         f"{DATASET.value}: {len(opened.train)} images to train on, {len(opened.eval)} to "

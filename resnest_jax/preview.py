@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from resnest_jax import cli, recipe
+from resnest_jax import arguments, cli, recipe
 from resnest_jax.config import complete
 from resnest_jax.tasks.classification.draw import draw_batch
 from resnest_jax.tasks.segmentation.draw import draw_batch as draw_label_maps
@@ -33,7 +33,7 @@ flags.mark_flag_as_required("config", flag_values=FLAGS)
 def main(_: list[str]) -> None:
     """Draw a batch of ``--count`` images."""
     distributed.start()
-    path = cli.output_path(OUTPUT)
+    path = arguments.output_path(OUTPUT)
     config = complete(CONFIG.value)
     check_batch_size(config.batch_size, config.parallel.accumulate)
     first = STEP.value * config.batch_size // COUNT.value

@@ -5,7 +5,7 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from resnest_jax import cli, dry_run, runs
+from resnest_jax import arguments, cli, dry_run, runs
 from resnest_jax.training import distributed
 
 FLAGS = flags.FlagValues()
@@ -33,7 +33,7 @@ flags.mark_flag_as_required("config", flag_values=FLAGS)
 def main(_: list[str]) -> None:
     """Train the recipe."""
     distributed.start()
-    workdir = cli.local_path(WORKDIR)
+    workdir = arguments.local_path(WORKDIR)
     if DRY_RUN.value:
         dry_run.dry_run(CONFIG.value, workdir)
         return

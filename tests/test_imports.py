@@ -22,7 +22,7 @@ LAYERS = [
     {"workdir", "config", "weights"},
     {"tasks"},
     {"recipe"},
-    {"dry_run", "runs", "cli"},
+    {"dry_run", "runs", "cli", "arguments"},
     COMMANDS,
 ]
 # Imports within a layer, acyclic.

@@ -31,7 +31,7 @@ from experiments.ablation.grid import (
 from experiments.ablation.plots import plot_curves, plot_tradeoff
 from experiments.ablation.significance import compare
 from experiments.ablation.sweep import make_jobs, outcome, run_jobs
-from resnest_jax import cli
+from resnest_jax import arguments, cli
 from resnest_jax.config import complete, model_fields
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic, writing
@@ -93,7 +93,7 @@ REPEATS = flags.DEFINE_integer(
 
 def main(_: list[str]) -> int:
     """Run the sweep."""
-    workdir = cli.local_path(WORKDIR).resolve()
+    workdir = arguments.local_path(WORKDIR).resolve()
     cells = parse_grid(GRID.value, AXIS.value, PRESET.value)
     baseline = BASELINE.value or cells[0].name
     if baseline not in [cell.name for cell in cells]:

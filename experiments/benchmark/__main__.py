@@ -32,7 +32,7 @@ from experiments.benchmark import (
     zoo,
 )
 from experiments.timing import time_calls
-from resnest_jax import cli
+from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
 from resnest_jax.models.zoo import create_model
@@ -91,7 +91,7 @@ def _out() -> Path | None:
     """Make the directory of the results, if there is to be one."""
     if OUT.value is None:
         return None
-    folder = cli.local_path(OUT)
+    folder = arguments.local_path(OUT)
     with writing("--out", folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,0 +1,96 @@
+"""Flags that several commands have, and the paths that flags name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from absl import flags
+
+from resnest_jax import files
+from resnest_jax.errors import InputError
+
+
+def define_checkpoint(command: flags.FlagValues) -> flags.FlagHolder[str]:
+    """Define ``--checkpoint`` of the commands that read a run."""
+    return flags.DEFINE_string(
+        "checkpoint", "last", "Checkpoint of a run: last, best or a step.", flag_values=command
+    )
+
+
+def define_tta(
+    command: flags.FlagValues,
+) -> tuple[flags.FlagHolder[list[str]], flags.FlagHolder[list[str] | None]]:
+    """Define ``--tta`` and ``--tta_sizes`` of the commands that classify."""
+    views = flags.DEFINE_list(
+        "tta",
+        [],
+        "Views of an image whose probabilities are averaged: flip, five_crop or both.",
+        flag_values=command,
+    )
+    several = flags.DEFINE_list(
+        "tta_sizes", None, "Sides of the images to average, such as 224,256.", flag_values=command
+    )
+    return views, several
+
+
+def sizes(
+    one: flags.FlagHolder[int | None], several: flags.FlagHolder[list[str] | None]
+) -> tuple[int, ...] | None:
+    """Return the sides that ``--image_size`` or ``--tta_sizes`` gives, or None.
+
+    Raises:
+      InputError: if both are given, or a side is not a number.
+    """
+    if not several.value:
+        return None if one.value is None else (one.value,)
+    if one.value is not None:
+        raise InputError(f"--{several.name} and --{one.name} are both given; leave one out")
+    if not all(size.isdecimal() for size in several.value):
+        raise InputError(
+            f"--{several.name} must be sides such as 224,256; got {','.join(several.value)}"
+        )
+    return tuple(map(int, several.value))
+
+
+def define_predictions(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
+    """Define ``--predictions`` of the commands that classify."""
+    return flags.DEFINE_string(
+        "predictions",
+        None,
+        "File to write, .csv or .json: the best classes of every image, with its file name.",
+        flag_values=command,
+    )
+
+
+def refuse(run: str, *others: flags.FlagHolder) -> None:
+    """Raise InputError if one of the flags is given; ``run``, in words, does not take them."""
+    for flag in others:
+        if flag.present:
+            raise InputError(f"--{flag.name} is not for {run}; leave it out")
+
+
+def local_path(flag: flags.FlagHolder[str]) -> Path:
+    """Return the path that a flag names.
+
+    Raises:
+      InputError: if it is empty or an address such as gs://...
+    """
+    return files.local_path(f"--{flag.name}", flag.value)
+
+
+def output_path(flag: flags.FlagHolder[str]) -> Path:
+    """Return the path of a file to write that a flag names.
+
+    Raises:
+      InputError: if it is not local or the file cannot be written.
+    """
+    path = local_path(flag)
+    files.check_output(f"--{flag.name}", path)
+    return path
+
+
+def optional(
+    read: Callable[[flags.FlagHolder[str]], Path], flag: flags.FlagHolder[str | None]
+) -> Path | None:
+    """Return ``read(flag)``, such as ``local_path(flag)``, or None if the flag is not given."""
+    return None if flag.value is None else read(cast(flags.FlagHolder[str], flag))
