@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.convolution import Conv
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.resize import resize_aligned
@@ -41,7 +42,7 @@ class ASPP(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         def layer(x: jax.Array, name: str, **settings: int) -> jax.Array:
             x = self.conv(self.features, **settings, name=f"conv{name}")(x)
-            return nn.relu(self.norm(name=f"bn{name}")(x, train))
+            return relu(self.norm(name=f"bn{name}")(x, train))
 
         branches = [layer(x, "0")]
         for i, rate in enumerate(self.rates, 1):
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = self.conv(self.features, kernel_size=3, name="conv1")(x)
-        x = nn.relu(self.norm(name="bn1")(x, train))
+        x = relu(self.norm(name="bn1")(x, train))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return self.conv(self.num_classes, use_bias=True, name="conv2")(x)
 
