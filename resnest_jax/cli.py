@@ -187,10 +187,11 @@ def _overrides(config: Any) -> dict[str, Any]:
 def _join(command: flags.FlagValues) -> None:
     """Add absl's own flags to the command's, and the command's to those that ``--help`` prints."""
     command.append_flag_values(flags.FLAGS)
-    for module, defined in command.flags_by_module_dict().items():  # without the added ones
+    for defined in command.flags_by_module_dict().values():  # without the added ones
         for flag in defined:
             flags.FLAGS[flag.name] = flag
-            flags.FLAGS.register_flag_by_module(module, flag)
+            # Also those of ``arguments``: help is of the flags of this module.
+            flags.FLAGS.register_flag_by_module(sys.argv[0], flag)
 
 
 def _wrong_config(argv: list[str]) -> str | None:

@@ -104,9 +104,10 @@ def test_a_bad_recipe_is_one_line(change, words, tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "predict"])
 def test_help_lists_the_flags_of_the_command(command):
-    flags = {"train": ("--config", "--workdir", "--[no]dry_run"), "predict": ("--explain",)}[
-        command
-    ]
+    flags = {
+        "train": ("--config", "--workdir", "--[no]dry_run"),
+        "predict": ("--explain", "--model", "--checkpoint", "--tta", "--predictions"),
+    }[command]
     short = run(command, "--help")
     assert short.returncode == 1
     assert not short.stderr
