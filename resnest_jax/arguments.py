@@ -8,6 +8,35 @@ from absl import flags
 
 from resnest_jax import files
 from resnest_jax.errors import InputError
+from resnest_jax.models.resnest import MIN_SIZE
+
+
+def define_model(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
+    """Define ``--model`` of the commands that read weights."""
+    return flags.DEFINE_string(
+        "model", None, "Name of the model; a directory of weights holds it.", flag_values=command
+    )
+
+
+def define_weights(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
+    """Define ``--weights`` of the commands that read them."""
+    return flags.DEFINE_string(
+        "weights",
+        None,
+        "File of weights, directory of a run or of weights, or published, the default.",
+        flag_values=command,
+    )
+
+
+def define_image_size(command: flags.FlagValues) -> flags.FlagHolder[int | None]:
+    """Define ``--image_size`` of the commands that classify or export."""
+    return flags.DEFINE_integer(
+        "image_size",
+        None,
+        "Side of the images; default: that of the published test, or of the run.",
+        lower_bound=MIN_SIZE,
+        flag_values=command,
+    )
 
 
 def define_checkpoint(command: flags.FlagValues) -> flags.FlagHolder[str]:

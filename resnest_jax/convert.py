@@ -16,9 +16,7 @@ from resnest_jax import arguments, cli
 from resnest_jax.weights.conversion import convert
 
 FLAGS = flags.FlagValues()
-MODEL = flags.DEFINE_string(
-    "model", None, "Name of the model; a directory holds it.", flag_values=FLAGS
-)
+MODEL = arguments.define_model(FLAGS)
 INPUT = flags.DEFINE_string(
     "input",
     None,

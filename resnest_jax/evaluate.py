@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
-from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.tasks.classification import evaluate
 from resnest_jax.tasks.segmentation import evaluate as segmentation
 from resnest_jax.training import distributed
@@ -28,15 +27,8 @@ FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of a run; the same as --weights=DIR.", flag_values=FLAGS
 )
-MODEL = flags.DEFINE_string(
-    "model", None, "Name of the model; a directory of weights holds it.", flag_values=FLAGS
-)
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "File of weights, directory of a run or of weights, or published, the default with --model.",
-    flag_values=FLAGS,
-)
+MODEL = arguments.define_model(FLAGS)
+WEIGHTS = arguments.define_weights(FLAGS)
 CHECKPOINT = arguments.define_checkpoint(FLAGS)
 DATASET = flags.DEFINE_string(
     "dataset",
@@ -52,13 +44,7 @@ SPLIT = flags.DEFINE_string(
     "all of a folder without splits. The folder itself is '.'.",
     flag_values=FLAGS,
 )
-IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size",
-    None,
-    "Side of the images; default: that of the published test, or of the run.",
-    lower_bound=MIN_SIZE,
-    flag_values=FLAGS,
-)
+IMAGE_SIZE = arguments.define_image_size(FLAGS)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,

@@ -33,19 +33,11 @@ jax promises that releases of the next six months read it. On CPU an artefact ex
 from absl import flags
 
 from resnest_jax import arguments, cli
-from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.weights import exports
 
 FLAGS = flags.FlagValues()
-MODEL = flags.DEFINE_string(
-    "model", None, "Name of the model; a directory of weights holds it.", flag_values=FLAGS
-)
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "File of weights, or directory of a run or of weights; default: the published weights.",
-    flag_values=FLAGS,
-)
+MODEL = arguments.define_model(FLAGS)
+WEIGHTS = arguments.define_weights(FLAGS)
 CHECKPOINT = arguments.define_checkpoint(FLAGS)
 OUTPUT = flags.DEFINE_string(
     "output",
@@ -54,13 +46,7 @@ OUTPUT = flags.DEFINE_string(
     required=True,
     flag_values=FLAGS,
 )
-IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size",
-    None,
-    "Side of the images; default: that of the published test, or of the run.",
-    lower_bound=MIN_SIZE,
-    flag_values=FLAGS,
-)
+IMAGE_SIZE = arguments.define_image_size(FLAGS)
 PLATFORMS = flags.DEFINE_list(
     "platforms",
     None,

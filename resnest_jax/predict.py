@@ -11,29 +11,15 @@ from ml_collections import ConfigDict
 
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
-from resnest_jax.models.resnest import MIN_SIZE
 from resnest_jax.tasks.classification import predict
 from resnest_jax.tasks.segmentation import predict as segmentation
 from resnest_jax.workdir import segmentation_run
 
 FLAGS = flags.FlagValues()
-MODEL = flags.DEFINE_string(
-    "model", None, "Name of the model; a directory of weights holds it.", flag_values=FLAGS
-)
-WEIGHTS = flags.DEFINE_string(
-    "weights",
-    None,
-    "File of weights, or directory of a run or of weights; default: the published weights.",
-    flag_values=FLAGS,
-)
+MODEL = arguments.define_model(FLAGS)
+WEIGHTS = arguments.define_weights(FLAGS)
 CHECKPOINT = arguments.define_checkpoint(FLAGS)
-IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size",
-    None,
-    "Side of the network's input; default: that of the published test, or of the run.",
-    lower_bound=MIN_SIZE,
-    flag_values=FLAGS,
-)
+IMAGE_SIZE = arguments.define_image_size(FLAGS)
 EXPLAIN = flags.DEFINE_string(
     "explain",
     None,
