@@ -21,7 +21,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import evaluate
 from resnest_jax.tasks.segmentation import evaluate as segmentation
 from resnest_jax.training import distributed
-from resnest_jax.workdir import segmentation_run
+from resnest_jax.workdir import run_config
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
@@ -78,11 +78,11 @@ def main(_: list[str]) -> None:
         raise InputError("give --workdir=RUN, or --model=NAME, or --weights=FILE_OR_DIRECTORY")
     workdir = arguments.optional(arguments.local_path, WORKDIR)
     weights = WEIGHTS.value if workdir is None else str(workdir)
-    config = segmentation_run(weights)
-    if config is None:
-        results = _classification(weights)
-    else:
+    config = run_config(weights)
+    if config is not None and config.task == "segmentation":
         results = _segmentation(config, Path(str(weights)))
+    else:
+        results = _classification(weights)
     if distributed.is_main():
         print(json.dumps(results, indent=2))
 

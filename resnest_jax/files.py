@@ -42,6 +42,18 @@ def check_output(field: str, path: Path) -> None:
         raise InputError(f"{field} {path} cannot be written: {problem}")
 
 
+def read_file(what: str, path: str | os.PathLike) -> bytes:
+    """Read a file, which is ``what`` to the user.
+
+    Raises:
+      InputError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {path}: {error.strerror}") from error
+
+
 def write_atomic(path: Path, content: bytes | bytearray | memoryview) -> None:
     """Write atomically; on error the old file stays.
 

@@ -13,7 +13,7 @@ from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import predict
 from resnest_jax.tasks.segmentation import predict as segmentation
-from resnest_jax.workdir import segmentation_run
+from resnest_jax.workdir import run_config
 
 FLAGS = flags.FlagValues()
 MODEL = arguments.define_model(FLAGS)
@@ -58,8 +58,8 @@ MULTI_SCALE = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> int:
     """Classify or segment the images."""
-    config = segmentation_run(WEIGHTS.value)
-    if config is not None:
+    config = run_config(WEIGHTS.value)
+    if config is not None and config.task == "segmentation":
         return _segment(config, argv[1:])
     arguments.refuse("classification", OUTPUT, MULTI_SCALE)
     return predict.run(

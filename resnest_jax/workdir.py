@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from resnest_jax.config import CHANGEABLE, FREE_SECTIONS, complete, flatten
+from resnest_jax.data.sources import PATH_KINDS
 from resnest_jax.errors import InputError, one_line
 from resnest_jax.files import make_folder, write_json, writing
 from resnest_jax.lock import one_writer
@@ -19,17 +20,13 @@ from resnest_jax.training.distributed import is_main
 CONFIG = "config.json"
 PARAMETERS = "parameters.txt"
 SUMMARY = "summary.json"
-# Kinds of data sets whose folder may move.
-FOLDERS = ("folder:", "csv:", "masks:", "ade20k:", "cityscapes:", "pascal_context:", "voc:")
-FOLDERS += ("voc_aug:",)
 
 
-def segmentation_run(path: str | Path | None) -> ConfigDict | None:
-    """Return the config of a run of segmentation, or None if the path is something else."""
+def run_config(path: str | Path | None) -> ConfigDict | None:
+    """Return the config of a run, or None if the path is something else."""
     if path is None or not (Path(path).is_dir() and holds_run(Path(path))):
         return None
-    config = load_config(Path(path))
-    return config if config.task == "segmentation" else None
+    return load_config(Path(path))
 
 
 @contextlib.contextmanager
@@ -96,7 +93,7 @@ def holds_run(path: Path) -> bool:
 
 
 def _same_kind_of_path(*datasets: str) -> bool:
-    return any(all(name.startswith(kind) for name in datasets) for kind in FOLDERS)
+    return any(all(name.startswith(kind) for name in datasets) for kind in PATH_KINDS)
 
 
 def load_config(workdir: Path) -> ConfigDict:

@@ -7,7 +7,7 @@ import numpy as np
 
 from resnest_jax.data.decode import decode
 from resnest_jax.errors import InputError
-from resnest_jax.files import local_path
+from resnest_jax.files import local_path, read_file
 
 
 def find_images(files: Sequence[str]) -> list[Path]:
@@ -39,8 +39,4 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     Raises:
       InputError: if it is not a whole image.
     """
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error.strerror}") from None
-    return decode({"image": encoded, "key": path}, channels)
+    return decode({"image": read_file("image", path), "key": path}, channels)

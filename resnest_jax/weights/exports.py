@@ -1,6 +1,5 @@
 """Export a model with its weights to a file; the suffix names the format."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from resnest_jax.data.imagenet import readable
 from resnest_jax.errors import InputError, import_package
-from resnest_jax.files import write_atomic, write_json, writing
+from resnest_jax.files import check_output, write_atomic, write_json, writing
 from resnest_jax.weights import stablehlo
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import Source, find_source, load_classifier
@@ -85,5 +84,4 @@ def _check_output(output: Path) -> None:
     """Raise InputError for what would fail only after minutes."""
     if output.suffix not in (STABLEHLO, ONNX):
         raise InputError(f"output must end in {STABLEHLO} or {ONNX}; got {output}")
-    if output.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
-        raise InputError(f"output {output} cannot be written; its directory must be writable")
+    check_output("output", output)

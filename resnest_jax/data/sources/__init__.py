@@ -3,13 +3,14 @@
 import os
 
 from resnest_jax.data.sources.folder import open_folder, open_folder_split
-from resnest_jax.data.sources.masks import MaskDataset, open_masks
+from resnest_jax.data.sources.masks import KINDS, MaskDataset, open_masks
 from resnest_jax.data.sources.records import Dataset, Records, Relabelled, Split
 from resnest_jax.data.sources.table import open_table, open_table_split
 from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
 
 __all__ = [
+    "PATH_KINDS",
     "Dataset",
     "MaskDataset",
     "Records",
@@ -22,6 +23,7 @@ __all__ = [
 
 _FOLDER_PREFIX = "folder:"
 _TABLE_PREFIX = "csv:"
+PATH_KINDS = (_FOLDER_PREFIX, _TABLE_PREFIX, *(f"{kind}:" for kind in KINDS))  # KIND:PATH
 
 
 def open_dataset(

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnest_jax.data.decode import image_suffixes
-from resnest_jax.data.sources.records import Dataset, Split
+from resnest_jax.data.sources.records import EVAL_SPLITS, Dataset, Split
 from resnest_jax.errors import InputError
+from resnest_jax.files import read_file
 
-_TRAIN, _EVAL = ("train",), ("validation", "val", "test")  # names of splits, in any case
+_TRAIN = ("train",)  # names of splits, in any case
 _FOLDER_LAYOUT = (
     "expected PATH/train/CLASS/IMAGE and PATH/val/CLASS/IMAGE, or PATH/CLASS/IMAGE; images may be "
     "in subfolders of a class"
@@ -33,10 +34,7 @@ class FolderRecords:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self._paths[index]
-        try:
-            image = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read the image {path}: {error.strerror}") from error
+        image = read_file("image", path)
         return {"image": image, "label": self._labels[index].tolist(), "key": path}
 
     def key(self, index: int) -> str:
@@ -67,7 +65,7 @@ def open_folder(root: Path, train_split: str, eval_split: str) -> Dataset:
         return _hold_out(root)
     folders = (
         _split_folder(root, "train_split", train_split, _TRAIN),
-        _split_folder(root, "eval_split", eval_split, _EVAL),
+        _split_folder(root, "eval_split", eval_split, EVAL_SPLITS),
     )
     train = _list_images(folders[0])
     held_out = _list_images(folders[1], train.class_names)
@@ -87,7 +85,7 @@ def open_folder_split(root: Path, split: str) -> Split:
     """
     _check_folder(root)
     whole = split == "auto" and not _has_splits(root)
-    folder = root if whole else _split_folder(root, "eval_split", split, _EVAL)
+    folder = root if whole else _split_folder(root, "eval_split", split, EVAL_SPLITS)
     found = _list_images(folder)
     records = FolderRecords(found.paths, found.labels)
     return Split(records, found.class_names, _notes(root, found.others))
@@ -126,11 +124,16 @@ def _notes(
     root: Path, others: collections.Counter[str], unused: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Lines about files and folders that are left out."""
-    notes = [f"{root}: folders left out: {', '.join(unused)}"] if unused else []
+    notes = (f"{root}: folders left out: {', '.join(unused)}",) if unused else ()
+    return notes + left_out(root, others)
+
+
+def left_out(where: object, others: collections.Counter[str]) -> tuple[str, ...]:
+    """Return a line about files that ``walk_images`` counted, if there are any."""
     if not others:
-        return tuple(notes)
+        return ()
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-    return (*notes, f"{root}: {others.total()} files left out: {kinds}")
+    return (f"{where}: {others.total()} files left out: {kinds}",)
 
 
 def _split_folder(root: Path, field: str, split: str, auto: tuple[str, ...]) -> Path:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from resnest_jax.data.label_maps import decode_label_map
-from resnest_jax.data.sources.folder import walk_images
+from resnest_jax.data.sources.folder import left_out, walk_images
 from resnest_jax.errors import InputError
+from resnest_jax.files import read_file
 
 Pairs = list[tuple[str, str]]  # paths of an image and its label map
 MAT = ".mat"  # label maps of the augmented VOC
@@ -43,10 +44,7 @@ def folder_pairs(
     others: collections.Counter[str] = collections.Counter()
     found = _walk(images, endings[0], others), _walk(label_maps, endings[1], others)
     pairs = _pair(sorted({*found[0].paths, *found[1].paths}), *found)
-    if not others:
-        return pairs, ()
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-    return pairs, (f"{images}, {label_maps}: {others.total()} files left out: {kinds}",)
+    return pairs, left_out(f"{images}, {label_maps}", others)
 
 
 def listed_pairs(
@@ -67,14 +65,6 @@ def listed_pairs(
 def list_names(folder: Path) -> list[str]:
     """Return the names, without suffix, of the text files in a folder."""
     return sorted(path.stem for path in folder.glob("*.txt"))
-
-
-def read_file(what: str, path: str) -> bytes:
-    """Read a file; raise InputError if it cannot be read."""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the {what} {path}: {error.strerror}") from error
 
 
 def read_label_map(path: str) -> np.ndarray:

@@ -16,13 +16,13 @@ from resnest_jax.data.sources.mask_pairs import (
     folder_pairs,
     list_names,
     listed_pairs,
-    read_file,
 )
-from resnest_jax.data.sources.records import Dataset
+from resnest_jax.data.sources.records import EVAL_SPLITS, Dataset
 from resnest_jax.errors import InputError
+from resnest_jax.files import local_path, read_file
 
 OWN = "masks"
-_AUTO = {"train_split": ("training", "train"), "eval_split": ("validation", "val", "test")}
+_AUTO = {"train_split": ("training", "train"), "eval_split": EVAL_SPLITS}
 
 
 class MaskRecords:
@@ -106,7 +106,7 @@ def open_masks(
         kinds = ", ".join(f"{kind}:PATH" for kind in _LAYOUTS)
         raise InputError(f"dataset {name!r}: expected one of {kinds}")
     layout = _LAYOUTS[kind]
-    root = _find_root(Path(path).expanduser(), layout)
+    root = _find_root(local_path(f"dataset {kind}:PATH", path), layout)
     notes: list[str] = []
     train, held_out = (
         _open_split(root, layout, field, split, notes)
@@ -236,3 +236,4 @@ _LAYOUTS = {
     ),
     OWN: _ADE20K._replace(roots=()),
 }
+KINDS = tuple(_LAYOUTS)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
+EVAL_SPLITS = ("validation", "val", "test")  # the first that exists, if none is named
+
 
 class Records(Protocol):
     """Random access to records: encoded images, labels, and the ``key`` that identifies each.

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from resnest_jax.data.sources.folder import FolderRecords
-from resnest_jax.data.sources.records import Dataset, Split
+from resnest_jax.data.sources.records import EVAL_SPLITS, Dataset, Split
 from resnest_jax.errors import InputError
 
 _COLUMNS = ("file", "label")
 _SEPARATOR = ";"
-_EVAL = ("validation", "val", "test")
 _HOLD_OUT = 5  # of one file, every fifth row is for evaluation
 
 
@@ -33,7 +32,7 @@ def open_table(path: Path, train_split: str, eval_split: str, multi_label: bool)
     if path.is_dir():
         files = (
             _split_file(path, "train_split", train_split, ("train",)),
-            _split_file(path, "eval_split", eval_split, _EVAL),
+            _split_file(path, "eval_split", eval_split, EVAL_SPLITS),
         )
         train, held_out = (_read(file, multi_label) for file in files)
         class_names = _class_names(train, path)
@@ -67,7 +66,7 @@ def open_table_split(path: Path, split: str, multi_label: bool) -> Split:
 
     Arguments and errors are those of ``sources.open_split``.
     """
-    file = _split_file(path, "eval_split", split, _EVAL) if path.is_dir() else path
+    file = _split_file(path, "eval_split", split, EVAL_SPLITS) if path.is_dir() else path
     rows = _read(file, multi_label)
     class_names = _class_names(rows, file)
     return Split(_records(rows, class_names, multi_label), class_names)

@@ -16,7 +16,7 @@ from resnest_jax.data.decode import decode_image
 from resnest_jax.data.imagenet import readable, synsets
 from resnest_jax.data.sources import Relabelled, Split, open_dataset, open_split
 from resnest_jax.errors import InputError
-from resnest_jax.files import writing
+from resnest_jax.files import make_folder
 from resnest_jax.models.inputs import input_channels
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.tasks.classification import report
@@ -86,8 +86,7 @@ def run(
     with main_first():  # it may prepare the data set
         split = _open(source, options, multi_label)
     if options.output and is_main():  # before the work
-        with writing("output", options.output):
-            options.output.mkdir(parents=True, exist_ok=True)
+        make_folder("output", options.output)
     tell(*split.notes, _describe(source, split, options))
     model, variables, _ = load_classifier(source)
     labels = _match(source, split, model.num_classes)
