@@ -6,7 +6,7 @@ from PIL import Image
 
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.segmentation import draw
+from resnest_jax.tasks.segmentation import draw, report
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 
 NAMES = ("sky", "a $very_ long^ name $of a class, in math", "road")
@@ -57,7 +57,7 @@ def test_scores(tmp_path, num_classes):
     metric = ConfusionMatrix(num_classes)
     metric.add(LABELS, np.where(LABELS == 2, 0, 2).astype(np.uint8))
     draw.draw_class_scores(metric, names, tmp_path / "scores.png")
-    draw.draw_confusion(metric.confusion, names, tmp_path / "confusion.png")
+    report.write(tmp_path, metric, names)
     for name in ("scores.png", "confusion.png"):
         assert pixels(tmp_path / name).std() > 1
     dark = tuple(np.array([8, 48, 107]))  # all pixels of a class, the end of the colours

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.figure
 import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic, writing
 from resnest_jax.tasks.csv_text import csv_text
+from resnest_jax.tasks.matrix import draw_confusion
 
 SUFFIXES = (".csv", ".json")
 WORST = 10
 OTHERS = "other classes"
-MAX_NAMED = 30  # classes whose names and counts fit in the picture
 
 
 class Prediction(NamedTuple):
@@ -161,32 +160,14 @@ def write_confusion(folder: Path, confusion: Confusion) -> None:
 
 
 def _draw(path: Path, confusion: Confusion) -> None:
-    """Draw the matrix: the share of each true class by predicted class."""
-    counts, (height, width) = confusion.counts, confusion.counts.shape
-    named = width <= MAX_NAMED
-    side = 2.5 + (0.42 * width if named else 8)
-    figure = matplotlib.figure.Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    shares = 100 * counts / counts.sum(1, keepdims=True)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="% of the true class")
-    right, total = int(np.trace(counts[:, :height])), int(counts.sum())
-    axes.set_title(f"{right:,} of {total:,} images right: {100 * right / total:.2f} %", fontsize=10)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    if not named:
-        axes.set(xlabel="predicted class, in the order of per_class.csv")
-        figure.savefig(path, dpi=100, format="png")
-        return
-    columns = [_short(name) for name in confusion.columns]
-    rotation = 90 if max(map(len, columns)) > 3 else 0
-    axes.set_xticks(range(width), columns, rotation=rotation, fontsize=8, parse_math=False)
-    axes.set_yticks(range(height), columns[:height], fontsize=8, parse_math=False)
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            colour = "white" if shares[row, column] > 50 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
-    figure.savefig(path, dpi=100, format="png")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    """Draw the matrix with its counts."""
+    counts = confusion.counts
+    right, total = int(np.trace(counts[:, : len(counts)])), int(counts.sum())
+    draw_confusion(
+        path,
+        100 * counts / counts.sum(1, keepdims=True),
+        np.where(counts, counts.astype(str), ""),
+        confusion.columns,
+        of="the true class",
+        title=f"{right:,} of {total:,} images right: {100 * right / total:.2f} %",
+    )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.files import writing
+from resnest_jax.tasks.matrix import short
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 from resnest_jax.tasks.segmentation.task import Segmentation
 from resnest_jax.training.run import Run
@@ -23,7 +24,7 @@ LONGER_SIDE = 8.0  # of a photo in a picture, in inches
 IGNORED_COLOUR = (224, 224, 192)  # as in VOC
 COLUMNS = 8  # images in a row of a batch
 BARS = 40  # most classes in a column of bars
-NUMBERED = 30  # most classes of a confusion matrix with numbers and names
+LISTED = 30  # most classes in the legend of a batch
 
 
 def save_label_map(labels: np.ndarray, palette: Palette, path: Path) -> None:
@@ -70,19 +71,14 @@ def draw_overlay(
     """
     height, width = labels.shape
     shares = class_shares(labels, len(class_names))
-    present = sorted(np.flatnonzero(shares).tolist(), key=lambda i: -shares[i])
+    present = _present(shares)
     inches = LONGER_SIDE / max(height, width)
     size = (width * inches + 2.5, max(height * inches, 0.25 * len(present) + 0.2))
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
     axes.imshow(_blend(photo, labels, palette))
-    patches = [
-        _patch(palette[i], f"{_short(class_names[i])}  {_percent(shares[i])}") for i in present
-    ]
-    legend = figure.legend(handles=patches, loc="outside right upper", frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    _add_legend(figure, present, shares, class_names, palette)
     with writing("output", path):
         figure.savefig(path, dpi=150, format="png")
 
@@ -109,7 +105,7 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
         images, maps = batch["image"][batch["valid"]], batch["labels"][batch["valid"]]
         title = "Evaluation images as the network sees them, with their label maps over them"
     shares = class_shares(maps, len(names))
-    present = sorted(np.flatnonzero(shares).tolist(), key=lambda i: -shares[i])[:NUMBERED]
+    present = _present(shares)[:LISTED]
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
     size = (2 * columns + 2.5, max(2 * rows, 0.25 * len(present)) + 0.5)
@@ -119,10 +115,7 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
         axes.axis("off")
     for axes, image, labels in zip(panels, images, maps, strict=False):
         axes.imshow(_blend(image, labels, palette))
-    patches = [_patch(palette[i], f"{_short(names[i])}  {_percent(shares[i])}") for i in present]
-    legend = figure.legend(handles=patches, loc="outside right upper", frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    _add_legend(figure, present, shares, names, palette)
     figure.suptitle(title)
     with writing("output", path):
         figure.savefig(path, dpi=100, format="png")
@@ -140,7 +133,7 @@ def draw_class_scores(metric: ConfusionMatrix, class_names: Sequence[str], path:
     iou, accuracy, scores = metric.iou(), metric.accuracy(), metric.compute()
     order = sorted(range(len(iou)), key=lambda i: -np.nan_to_num(iou[i], nan=-1))
     texts = ["absent" if np.isnan(score) else f"{100 * score:.1f}" for score in iou]
-    labels = [f"{_short(name)}  {text}" for name, text in zip(class_names, texts, strict=True)]
+    labels = [f"{short(name)}  {text}" for name, text in zip(class_names, texts, strict=True)]
     columns = math.ceil(len(order) / BARS)
     rows = math.ceil(len(order) / columns)
     figure = matplotlib.figure.Figure(
@@ -167,39 +160,6 @@ def draw_class_scores(metric: ConfusionMatrix, class_names: Sequence[str], path:
         figure.savefig(path, dpi=100, format="png")
 
 
-def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """Draw a confusion matrix: the share of each class's pixels by predicted class.
-
-    Args:
-      confusion: counts (C, C), by true class (row) and by predicted class.
-      path: PNG to write.
-
-    Raises:
-      InputError: if it cannot be written.
-    """
-    shares = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    numbered = len(confusion) <= NUMBERED
-    side = 2.5 + (0.42 * len(confusion) if numbered else 8)
-    figure = matplotlib.figure.Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="% of the pixels of the true class")
-    number = "" if numbered else " (its number, from 0)"
-    axes.set(xlabel=f"predicted class{number}", ylabel=f"true class{number}")
-    if numbered:
-        names = [_short(name) for name in class_names]
-        at = range(len(names))
-        axes.set_xticks(at, names, rotation=90, fontsize=8, parse_math=False)
-        axes.set_yticks(at, names, fontsize=8, parse_math=False)
-        for (row, column), share in np.ndenumerate(shares):
-            if share >= 0.5:
-                colour = "white" if share > 50 else "black"
-                text = f"{share:.0f}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    with writing("output", path):
-        figure.savefig(path, dpi=100, format="png")
-
-
 def _blend(photo: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
     """Return the photo with the colours of its classes over it, uint8 (H, W, 3)."""
     colours = np.zeros((256, 3))
@@ -208,15 +168,31 @@ def _blend(photo: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarra
     return np.rint((1 - opacity) * photo + opacity * colours[labels]).astype(np.uint8)
 
 
-def _patch(colour: tuple[int, int, int], label: str) -> matplotlib.patches.Patch:
-    """Return an entry of a legend."""
-    face = "#{:02x}{:02x}{:02x}".format(*colour)
-    return matplotlib.patches.Patch(facecolor=face, edgecolor="grey", label=label)
+def _present(shares: np.ndarray) -> list[int]:
+    """Return the classes that there are, the largest first."""
+    return sorted(np.flatnonzero(shares).tolist(), key=lambda i: -shares[i])
+
+
+def _add_legend(
+    figure: matplotlib.figure.Figure,
+    classes: Sequence[int],
+    shares: np.ndarray,
+    class_names: Sequence[str],
+    palette: Palette,
+) -> None:
+    """Add the colours, names and shares of classes on the right."""
+    patches = [
+        matplotlib.patches.Patch(
+            facecolor="#{:02x}{:02x}{:02x}".format(*palette[i]),
+            edgecolor="grey",
+            label=f"{short(class_names[i])}  {_percent(shares[i])}",
+        )
+        for i in classes
+    ]
+    legend = figure.legend(handles=patches, loc="outside right upper", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"

@@ -7,7 +7,8 @@ import numpy as np
 
 from resnest_jax.files import write_atomic, writing
 from resnest_jax.tasks.csv_text import csv_text
-from resnest_jax.tasks.segmentation.draw import draw_class_scores, draw_confusion
+from resnest_jax.tasks.matrix import draw_confusion
+from resnest_jax.tasks.segmentation.draw import draw_class_scores
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 
 
@@ -41,7 +42,11 @@ def write(folder: Path, metric: ConfusionMatrix, class_names: Sequence[str]) -> 
     with writing("output", folder):
         write_atomic(folder / "per_class.csv", csv_text(rows).encode("utf-8", "surrogateescape"))
     draw_class_scores(metric, class_names, folder / "per_class.png")
-    draw_confusion(metric.confusion, class_names, folder / "confusion.png")
+    confusion = metric.confusion
+    shares = 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    texts = np.array([[f"{x:.0f}" if x >= 0.5 else "" for x in row] for row in shares])
+    picture = folder / "confusion.png"
+    draw_confusion(picture, shares, texts, class_names, of="the pixels of the true class")
 
 
 def _percent(score: float) -> str:
