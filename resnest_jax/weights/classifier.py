@@ -1,7 +1,7 @@
 """A network with what it takes to use it: class names, and the size and crop of test images."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnest_jax.data.imagenet import synsets
 from resnest_jax.errors import InputError
@@ -18,6 +18,9 @@ from resnest_jax.weights.formats import (
 from resnest_jax.weights.pretrained import load_pretrained
 from resnest_jax.weights.published import check_published, fetch
 
+if TYPE_CHECKING:  # importing the models needs no configs
+    from ml_collections import ConfigDict
+
 PUBLISHED = "published"  # in place of a path
 DEFAULT_SIZE = 224  # the test crop of every fast model, published or not
 DEFAULT_CROP = "authors"
@@ -30,13 +33,14 @@ class Source(NamedTuple):
       name: name of the model.
       path: file or directory.
       card: what is known of them.
-      step: that of the checkpoint; None if it is not a run.
+      step, config: of a run the step of the checkpoint and the config; else None.
     """
 
     name: str
     path: Path
     card: Card
     step: int | None = None
+    config: "ConfigDict | None" = None
 
     @property
     def image_size(self) -> int:
@@ -47,6 +51,11 @@ class Source(NamedTuple):
     def crop(self) -> str:
         """Rule of their crop."""
         return self.card.crop or DEFAULT_CROP
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of the classes."""
+        return self.config is not None and self.config.multi_label
 
     @property
     def checkpoint(self) -> str:
@@ -90,7 +99,7 @@ def find_source(name: str | None, weights: str | None, checkpoint: str = "last")
         check_classifier(path, description)
         name = name or str(description["name"])
         if is_run:
-            return Source(name, path, _run_card(path), find_checkpoint(path, checkpoint))
+            return _run_source(name, path, checkpoint)
     if name is None:
         raise InputError(f"model is missing: the name of the model whose weights {path} holds")
     check_no_checkpoint(path, checkpoint)
@@ -125,11 +134,12 @@ def _published_card(name: str) -> Card:
     return Card(synsets(), _test_size(name), DEFAULT_CROP)
 
 
-def _run_card(workdir: Path) -> Card:
+def _run_source(name: str, workdir: Path, checkpoint: str) -> Source:
     from resnest_jax.workdir import load_config
 
     config = load_config(workdir)
-    return Card(read_card(workdir).class_names, config.eval_image_size, config.eval_crop)
+    card = Card(read_card(workdir).class_names, config.eval_image_size, config.eval_crop)
+    return Source(name, workdir, card, find_checkpoint(workdir, checkpoint), config)
 
 
 def _test_size(name: str) -> int:

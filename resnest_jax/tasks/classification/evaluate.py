@@ -23,13 +23,13 @@ from resnest_jax.tasks.classification import report
 from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import sum_hits
 from resnest_jax.tasks.classification.views import Views, view_logits, view_transform
+from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.progress import Shown, tell
 from resnest_jax.training.distributed import gather_bytes, is_main, main_first
 from resnest_jax.training.evaluation import Sums, make_evaluate_variables
 from resnest_jax.training.mesh import make_mesh, round_up
 from resnest_jax.training.task import Batch, EvalOutput, HostBatch, Variables
 from resnest_jax.weights.classifier import Source, find_source, load_classifier
-from resnest_jax.workdir import load_config
 
 BATCH = 64
 BEST = 5
@@ -78,13 +78,13 @@ def run(
     transform = view_transform(
         options.sizes or (source.image_size,), source.crop, tuple(options.tta)
     )
-    multi_label = source.step is not None and load_config(source.path).multi_label
+    multi_label = source.multi_label
     if multi_label and (isinstance(transform, Views) or options.output or options.predictions):
         raise InputError(
             "tta, tta_sizes, output and predictions are for runs with one label per image"
         )
     with main_first():  # it may prepare the data set
-        split = _open(source, options, multi_label)
+        split = _open(source, options)
     if options.output and is_main():  # before the work
         make_folder("output", options.output)
     tell(*split.notes, _describe(source, split, options))
@@ -168,19 +168,19 @@ class Details(Sums):
         return [report.Prediction(split.records.key(index), *row) for index, *row in self._rows]
 
 
-def _open(source: Source, options: Options, multi_label: bool) -> Split:
+def _open(source: Source, options: Options) -> Split:
     """Open the images; those of a run's own evaluation if nothing else is asked for."""
-    if source.step is None:
+    config = source.config
+    if config is None:
         if not options.dataset:
             raise InputError("dataset is missing: give --dataset=folder:PATH or a name of TFDS")
         return open_split(options.dataset, options.split)
-    config = load_config(source.path)
     name = options.dataset or config.dataset
     if options.split != "auto":
-        return open_split(name, options.split, multi_label)
+        return open_split(name, options.split, config.multi_label)
     splits = {"train_split": config.train_split, "eval_split": config.eval_split}
     try:
-        opened = open_dataset(name, multi_label=multi_label, **splits)
+        opened = open_dataset(name, multi_label=config.multi_label, **splits)
     except InputError as error:
         hint = "" if options.dataset else "; if the data is elsewhere, say where with --dataset"
         raise InputError(f"{error}{hint}") from error
@@ -213,16 +213,10 @@ def _match(source: Source, split: Split, num_classes: int) -> Sequence[int]:
 
 def _loader_options(source: Source, batch_size: int | None) -> LoaderOptions:
     """Return how to read the images; as in the run, on any number of devices."""
-    reading: dict[str, Any] = {}
-    size = batch_size or BATCH
-    if source.step is not None:
-        config = load_config(source.path)
-        own = config.evaluation.batch_size or config.batch_size // config.parallel.accumulate
-        size = batch_size or own
-        log = source.path / f"unreadable_{jax.process_index()}.txt"
-        reading = {**config.loader, "unreadable_log": log}
-    size = round_up(size)
-    return LoaderOptions(batch_size=size, eval_batch_size=size, **reading)
+    if source.config is not None:
+        return loader_options(source.config, source.path, batch_size)
+    size = round_up(batch_size or BATCH)
+    return LoaderOptions(batch_size=size, eval_batch_size=size)
 
 
 def _write(
@@ -245,6 +239,6 @@ def _published(name: str, split: Split) -> dict[str, float]:
 
 
 def _describe(source: Source, split: Split, options: Options) -> str:
-    dataset = options.dataset or load_config(source.path).dataset
+    dataset = options.dataset or (source.config and source.config.dataset)
     step = "" if source.step is None else f" at step {source.step}"
     return f"{source.name} of {source.path}{step} on {len(split.records)} images of {dataset}"

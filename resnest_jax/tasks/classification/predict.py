@@ -30,7 +30,6 @@ from resnest_jax.tasks.classification.views import Views, view_logits, view_tran
 from resnest_jax.tasks.photos import find_images, read_image
 from resnest_jax.training.task import Batch
 from resnest_jax.weights.classifier import find_source, load_classifier
-from resnest_jax.workdir import load_config
 
 BATCH = 8
 TOP = 5
@@ -245,12 +244,11 @@ def load(
     transform = view_transform(sizes or (source.image_size,), source.crop, tta)
     model, variables, _ = load_classifier(source)
     names = source.card.class_names
-    if names is None and source.step is not None:  # of a version that did not store them
-        names = _run_classes(load_config(source.path), model.num_classes)
+    if names is None and source.config is not None:  # of a version that did not store them
+        names = _run_classes(source.config, model.num_classes)
     if names is None:
         names = [f"class {i}" for i in range(model.num_classes)]
-    multi_label = source.step is not None and load_config(source.path).multi_label
-    return Predictor(model, variables, transform, readable(names), multi_label)
+    return Predictor(model, variables, transform, readable(names), source.multi_label)
 
 
 def _run_classes(config: ConfigDict, num_classes: int) -> Sequence[str] | None:

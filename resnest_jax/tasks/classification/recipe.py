@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnest_jax.config import model_fields
-from resnest_jax.data.batches import Batches, LoaderOptions
+from resnest_jax.data.batches import Batches
 from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources import Dataset
 from resnest_jax.data.sources import open_dataset as open_source
@@ -28,8 +28,8 @@ from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
+from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.parts import Parts
-from resnest_jax.training.mesh import round_up
 from resnest_jax.training.task import Variables
 from resnest_jax.weights.pretrained import load_pretrained
 
@@ -135,18 +135,12 @@ def _batches(
     workdir: Path | None,
 ) -> Batches:
     augment = config.augment.to_dict()
-    options = LoaderOptions(
-        batch_size=config.batch_size,
-        # By default as many images at a time as in training.
-        eval_batch_size=round_up(
-            config.evaluation.batch_size or config.batch_size // config.parallel.accumulate
-        ),
-        seed=config.seed,
+    options = loader_options(
+        config,
+        workdir,
         repeats=augment.pop("repeats"),
         spread_repeats=augment.pop("spread_repeats"),
         balanced=config.sampling == "balanced",
-        unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
-        **config.loader,
     )
     label_shape = (len(dataset.class_names),) if config.multi_label else ()
     transforms = [

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnest_jax.data.batches import EvalBatches
+from resnest_jax.data.batches import EvalBatches, LoaderOptions
 from resnest_jax.data.images import Images
 from resnest_jax.data.label_maps import MaskDecoder
 from resnest_jax.data.sources.masks import MaskDataset
 from resnest_jax.files import make_folder
 from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.inputs import normalize
+from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.progress import Shown, image_bar, tell
 from resnest_jax.tasks.segmentation import recipe, report
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
@@ -80,8 +81,12 @@ def run(
     )
     task = recipe.make_task(config, dataset)
     metric = ConfusionMatrix(len(dataset.class_names))
-    evaluate = _multi_scale if options.multi_scale else _single_scale
-    figures = evaluate(config, workdir, dataset, task, variables, metric, options.batch_size)
+    if options.multi_scale:
+        evaluator = make_evaluator(config, task.model, variables, options.batch_size)
+        figures = _multi_scale(evaluator, dataset, loader_options(config, workdir), metric)
+    else:
+        loader = loader_options(config, workdir, options.batch_size)
+        figures = _single_scale(task, variables, dataset, loader, metric)
     if is_main():
         tell(report.table(metric, dataset.class_names))
         if options.output:
@@ -103,37 +108,25 @@ class _Kept(NamedTuple):
 
 
 def _single_scale(
-    config: ConfigDict,
-    workdir: Path,
-    dataset: MaskDataset,
     task: Segmentation,
     variables: Variables,
+    dataset: MaskDataset,
+    loader: LoaderOptions,
     metric: ConfusionMatrix,
-    batch_size: int | None,
 ) -> dict[str, float]:
     """Evaluate centred crops, as in training."""
     batches = EvalBatches(
-        dataset.eval,
-        EvalTransform(config.crop_size),
-        recipe.loader_options(config, workdir, batch_size),
-        MaskDecoder(dataset.table),
+        dataset.eval, EvalTransform(task.crop_size), loader, MaskDecoder(dataset.table)
     )
     return make_evaluate_variables(_Kept(task, metric), Shown(batches), make_mesh())(variables)
 
 
 def _multi_scale(
-    config: ConfigDict,
-    workdir: Path,
-    dataset: MaskDataset,
-    task: Segmentation,
-    variables: Variables,
-    metric: ConfusionMatrix,
-    batch_size: int | None,
+    evaluator: MultiScale, dataset: MaskDataset, loader: LoaderOptions, metric: ConfusionMatrix
 ) -> dict[str, float]:
     """Evaluate whole images; each process has its own, on its first device."""
-    options = recipe.loader_options(config, workdir)
     images = Images(
-        dataset.eval, options.max_unreadable, options.unreadable_log, MaskDecoder(dataset.table)
+        dataset.eval, loader.max_unreadable, loader.unreadable_log, MaskDecoder(dataset.table)
     )
     labels: list[np.ndarray] = []
 
@@ -143,7 +136,6 @@ def _multi_scale(
                 labels.append(record["labels"])
                 yield normalized(record["image"])
 
-    evaluator = make_evaluator(config, task.model, variables, batch_size)
     passes, images_seen, begun = 0, 0, time.perf_counter()
     with image_bar(len(images)) as bar:
         for prediction in evaluator.predict(read()):

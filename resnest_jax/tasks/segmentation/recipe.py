@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnest_jax.config import model_fields
-from resnest_jax.data.batches import Batches, LoaderOptions
+from resnest_jax.data.batches import Batches
 from resnest_jax.data.label_maps import MaskDecoder
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.data.sources.masks import MaskDataset, open_masks
@@ -22,11 +22,11 @@ from resnest_jax.tasks.checks import (
     check_source,
 )
 from resnest_jax.tasks.class_weights import named_weights
+from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.parts import Parts
 from resnest_jax.tasks.segmentation.task import Segmentation
 from resnest_jax.tasks.segmentation.transforms import EvalTransform, TrainTransform
 from resnest_jax.training.distributed import is_main
-from resnest_jax.training.mesh import round_up
 from resnest_jax.training.task import Variables
 from resnest_jax.weights import segmenter
 
@@ -134,20 +134,6 @@ def make_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
 def train_transform(config: ConfigDict, padding: int = IGNORED) -> TrainTransform:
     """Return the transform of training images; ``padding`` is the label of pixels outside."""
     return TrainTransform(config.crop_size, **config.augment, padding=padding)
-
-
-def loader_options(
-    config: ConfigDict, workdir: Path | None, eval_batch_size: int | None = None
-) -> LoaderOptions:
-    """Return how to read the records; by default evaluation has as many at a time as training."""
-    size = config.evaluation.batch_size or config.batch_size // config.parallel.accumulate
-    return LoaderOptions(
-        batch_size=config.batch_size,
-        eval_batch_size=round_up(eval_batch_size or size),
-        seed=config.seed,
-        unreadable_log=workdir and workdir / f"unreadable_{jax.process_index()}.txt",
-        **config.loader,
-    )
 
 
 def _norm_groups(config: ConfigDict) -> int:
