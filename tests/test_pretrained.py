@@ -159,6 +159,7 @@ def test_hub(published_file, monkeypatch):
         asked.append((repository, file))
         return str(published_file)
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     model, variables = resnest_jax.load_pretrained(NAME, dtype=jnp.bfloat16, output_stride=8)
     assert asked == [("timm/resnest14d.gluon_in1k", "model.safetensors")]
@@ -173,6 +174,7 @@ def test_hub_out_of_reach(monkeypatch):
     def download(*_):
         raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
 
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     message = "fetch https://huggingface.co/timm/resnest50d.in1k/.*resnest50-528c19ca.pth"
     with pytest.raises(InputError, match=message):
@@ -181,6 +183,20 @@ def test_hub_out_of_reach(monkeypatch):
         resnest_jax.load_pretrained("resnest50_fast_2s1x64d")
     with pytest.raises(InputError, match="no weights are published for 'resnet50'; there are for"):
         resnest_jax.load_pretrained("resnet50")
+
+
+def test_without_a_network_nothing_is_downloaded(monkeypatch):
+    """The download would try again and again; whether the file is there is asked once."""
+    import huggingface_hub
+
+    def ask(url):
+        raise ConnectionError(f"no route to {url}")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("downloaded"))
+    with pytest.raises(InputError, match=r"no route to https://huggingface\.co/timm/resnest50d"):
+        resnest_jax.load_pretrained("resnest50")
 
 
 def test_offline(tmp_path):

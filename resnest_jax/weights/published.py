@@ -62,6 +62,9 @@ def fetch(name: str | None) -> Path:
         raise InputError(f"the weights of {name} are not on the hub: {by_hand}")
     huggingface_hub = import_package("huggingface_hub", "huggingface_hub")
     try:
+        if huggingface_hub.try_to_load_from_cache(source.hub, HUB_FILE) is None:
+            # Fails at once without a network, where a download tries for half a minute.
+            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(source.hub, HUB_FILE))
         return Path(huggingface_hub.hf_hub_download(source.hub, HUB_FILE))
     except Exception as error:  # the hub's own, its HTTP library's, the cache's
         raise InputError(
