@@ -14,7 +14,20 @@ from resnest_jax.models.resnest import MIN_SIZE
 def define_model(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
     """Define ``--model`` of the commands that read weights."""
     return flags.DEFINE_string(
-        "model", None, "Name of the model; a directory of weights holds it.", flag_values=command
+        "model",
+        None,
+        "Name of the model; directories and many files of weights hold it.",
+        flag_values=command,
+    )
+
+
+def define_backbone(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
+    """Define ``--backbone`` of the commands that read segmentation models."""
+    return flags.DEFINE_string(
+        "backbone",
+        None,
+        "Backbone of a file of segmentation; default: the first of the zoo that fits.",
+        flag_values=command,
     )
 
 

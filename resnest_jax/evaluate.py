@@ -3,6 +3,7 @@
     python -m resnest_jax.evaluate --workdir=runs/digits --checkpoint=best
     python -m resnest_jax.evaluate --model=resnest50 --dataset=folder:imagenet/val
     python -m resnest_jax.evaluate --workdir=runs/ade20k --multi_scale --output=runs/ade20k
+    python -m resnest_jax.evaluate --weights=deeplab.pth --dataset=ade20k:PATH --multi_scale
 
 A run is evaluated as in training, and other weights by the test of the published model: its crop
 and size. Classes are matched by name. The figures are printed as JSON; published_top1 is beside
@@ -10,30 +11,29 @@ them where the data has ImageNet's classes.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import evaluate
 from resnest_jax.tasks.segmentation import evaluate as segmentation
 from resnest_jax.training import distributed
-from resnest_jax.workdir import run_config
+from resnest_jax.weights.segmentation import holds_segmenter, load_weights
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of a run; the same as --weights=DIR.", flag_values=FLAGS
 )
 MODEL = arguments.define_model(FLAGS)
+BACKBONE = arguments.define_backbone(FLAGS)
 WEIGHTS = arguments.define_weights(FLAGS)
 CHECKPOINT = arguments.define_checkpoint(FLAGS)
 DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "folder:PATH or a name of TFDS; of a run of segmentation masks:PATH, ade20k:PATH or another; "
+    "folder:PATH or a name of TFDS; of segmentation masks:PATH, ade20k:PATH or another; "
     "default: that of the run.",
     flag_values=FLAGS,
 )
@@ -78,17 +78,16 @@ def main(_: list[str]) -> None:
         raise InputError("give --workdir=RUN, or --model=NAME, or --weights=FILE_OR_DIRECTORY")
     workdir = arguments.optional(arguments.local_path, WORKDIR)
     weights = WEIGHTS.value if workdir is None else str(workdir)
-    config = run_config(weights)
-    if config is not None and config.task == "segmentation":
-        results = _segmentation(config, Path(str(weights)))
+    if holds_segmenter(MODEL.value, weights):
+        results = _segmentation(weights)
     else:
         results = _classification(weights)
     if distributed.is_main():
         print(json.dumps(results, indent=2))
 
 
-def _segmentation(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    arguments.refuse("a run of segmentation", MODEL, IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
+def _segmentation(weights: str | None) -> dict[str, Any]:
+    arguments.refuse("segmentation", IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
     options = segmentation.Options(
         dataset=DATASET.value,
         split=SPLIT.value,
@@ -96,11 +95,12 @@ def _segmentation(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         multi_scale=MULTI_SCALE.value,
         output=arguments.optional(arguments.local_path, OUTPUT),
     )
-    return segmentation.run(config, workdir, CHECKPOINT.value, options)
+    segmenter = load_weights(MODEL.value, weights, CHECKPOINT.value, backbone=BACKBONE.value)
+    return segmentation.run(segmenter, options)
 
 
 def _classification(weights: str | None) -> dict[str, Any]:
-    arguments.refuse("classification", MULTI_SCALE)
+    arguments.refuse("classification", BACKBONE, MULTI_SCALE)
     options = evaluate.Options(
         dataset=DATASET.value,
         split=SPLIT.value,

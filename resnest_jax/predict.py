@@ -2,21 +2,20 @@
 
 python -m resnest_jax.predict --model=resnest50 IMAGE_OR_FOLDER...
 python -m resnest_jax.predict --weights=runs/ade20k --output=DIR IMAGE_OR_FOLDER...
+python -m resnest_jax.predict --weights=deeplab.pth --output=DIR IMAGE_OR_FOLDER...
 """
 
-from pathlib import Path
-
 from absl import flags
-from ml_collections import ConfigDict
 
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import predict
 from resnest_jax.tasks.segmentation import predict as segmentation
-from resnest_jax.workdir import run_config
+from resnest_jax.weights.segmentation import holds_segmenter, load_weights
 
 FLAGS = flags.FlagValues()
 MODEL = arguments.define_model(FLAGS)
+BACKBONE = arguments.define_backbone(FLAGS)
 WEIGHTS = arguments.define_weights(FLAGS)
 CHECKPOINT = arguments.define_checkpoint(FLAGS)
 IMAGE_SIZE = arguments.define_image_size(FLAGS)
@@ -58,10 +57,9 @@ MULTI_SCALE = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> int:
     """Classify or segment the images."""
-    config = run_config(WEIGHTS.value)
-    if config is not None and config.task == "segmentation":
-        return _segment(config, argv[1:])
-    arguments.refuse("classification", OUTPUT, MULTI_SCALE)
+    if holds_segmenter(MODEL.value, WEIGHTS.value):
+        return _segment(argv[1:])
+    arguments.refuse("classification", BACKBONE, OUTPUT, MULTI_SCALE)
     return predict.run(
         argv[1:],
         name=MODEL.value,
@@ -78,16 +76,14 @@ def main(argv: list[str]) -> int:
     )
 
 
-def _segment(config: ConfigDict, files: list[str]) -> int:
-    others = (MODEL, IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS, THRESHOLD)
-    arguments.refuse("a run of segmentation", *others)
+def _segment(files: list[str]) -> int:
+    others = (IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS, THRESHOLD)
+    arguments.refuse("segmentation", *others)
     output = arguments.optional(arguments.local_path, OUTPUT)
     if output is None:
-        raise InputError("a run of segmentation writes pictures: give --output=DIRECTORY")
-    workdir = Path(str(WEIGHTS.value))
-    return segmentation.run(
-        config, workdir, files, output, CHECKPOINT.value, multi_scale=MULTI_SCALE.value
-    )
+        raise InputError("segmentation writes pictures: give --output=DIRECTORY")
+    segmenter = load_weights(MODEL.value, WEIGHTS.value, CHECKPOINT.value, backbone=BACKBONE.value)
+    return segmentation.run(segmenter, files, output, multi_scale=MULTI_SCALE.value)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = T
         pretrained=parts.pretrained,
         new_modules=parts.new_modules,
         notes=dataset.notes,
+        palette=parts.palette,
         tracker=partial(open_wandb, config=config.to_dict()) if config.tracker == "wandb" else None,
     )
 

@@ -80,7 +80,7 @@ def _train(run: Run, config: ConfigDict, workdir: Path, from_step: int | None) -
 
 def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
     """Write the class names and the table of parameters; print a summary of the run."""
-    write_card(workdir, Card(run.batches.class_names))
+    write_card(workdir, Card(run.batches.class_names, palette=run.palette))
     (workdir / PARAMETERS).write_text(parameter_table(run) + "\n")
     for note in run.notes:
         print(note)

@@ -22,13 +22,6 @@ PARAMETERS = "parameters.txt"
 SUMMARY = "summary.json"
 
 
-def run_config(path: str | Path | None) -> ConfigDict | None:
-    """Return the config of a run, or None if the path is something else."""
-    if path is None or not (Path(path).is_dir() and holds_run(Path(path))):
-        return None
-    return load_config(Path(path))
-
-
 @contextlib.contextmanager
 def claim_workdir(
     workdir: Path, config: ConfigDict, free: tuple[str, ...] = FREE_SECTIONS

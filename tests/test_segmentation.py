@@ -13,18 +13,18 @@ from PIL import Image
 
 import resnest_jax
 from resnest_jax import recipe, runs
+from resnest_jax.data.label_tables import voc_color
 from resnest_jax.dry_run import compile_step
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.segmentation import evaluate, predict
 from resnest_jax.tasks.segmentation.draw import draw_batch
-from resnest_jax.tasks.segmentation.recipe import make_model
 from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.training.state import initial_state
 from resnest_jax.weights.classifier import find_source
+from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.formats import write_file
-from resnest_jax.weights.segmenter import restore_run
-from resnest_jax.workdir import load_config
+from resnest_jax.weights.segmentation import load_weights
 
 pytestmark = pytest.mark.xdist_group("segmentation")
 
@@ -40,6 +40,12 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("segmentation")
     return workdir, runs.train(segmentation_data.tiny_config(data), workdir)
+
+
+def loaded(workdir):
+    """Return the model of a run and its variables."""
+    found = load_weights(None, str(workdir))
+    return found.model, found.variables
 
 
 def pixels(path):
@@ -84,8 +90,7 @@ def test_it_learns_logs_and_keeps_its_classes(whole):
 def test_scores_against_numpy(whole, data):
     """Centred crops: the shorter side, 56 of 72 x 56, becomes 48."""
     workdir, summary = whole
-    _, variables = restore_run(workdir)
-    model = make_model(load_config(workdir), 3)
+    model, variables = loaded(workdir)
     size, images, maps = (48, 72 * 48 // 56), [], []
     for image, labels in held_out(data):
         image = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
@@ -113,7 +118,7 @@ def test_resumed_it_is_the_same(whole, data, tmp_path):
 def test_evaluation_of_a_run(whole, tmp_path, capsys):
     workdir, summary = whole
     options = evaluate.Options(output=tmp_path / "out", batch_size=2)
-    found = evaluate.run(load_config(workdir), workdir, options=options)
+    found = evaluate.run(load_weights(None, str(workdir)), options)
     assert found["step"] == 8
     for name in ("eval_miou", "eval_pixel_accuracy"):
         assert found[name] == summary[name]
@@ -126,13 +131,13 @@ def test_evaluation_of_a_run(whole, tmp_path, capsys):
 
 def test_multi_scale_scores_are_those_of_the_predictions(whole, data, tmp_path, capsys):
     workdir, _ = whole
-    config = load_config(workdir)
-    config.evaluation.scales = (0.75, 1.5)
+    segmenter = load_weights(None, str(workdir))
+    segmenter.config.evaluation.scales = (0.75, 1.5)
     options = evaluate.Options(multi_scale=True)
-    found = evaluate.run(config, workdir, options=options)
+    found = evaluate.run(segmenter, options)
     assert "windows/s" in capsys.readouterr().err
     files = [str(data / "images/validation"), str(tmp_path / "none.png")]
-    assert predict.run(config, workdir, files, tmp_path / "out", multi_scale=True) == 1
+    assert predict.run(segmenter, files, tmp_path / "out", multi_scale=True) == 1
     assert "none.png" in capsys.readouterr().err
     maps = [pixels(path) for path in sorted((tmp_path / "out").glob("*_labels.png"))]
     with Image.open(tmp_path / "out/00_labels.png") as image:
@@ -158,23 +163,58 @@ def test_commands_know_the_task_of_a_run(whole, data, tmp_path):
     commands.assert_one_line(commands.run(*run, image), "--output=DIRECTORY")
     for command, flag in (("evaluate", "tta"), ("predict", "explain")):
         refused = commands.run(f"resnest_jax.{command}", f"--weights={workdir}", f"--{flag}=flip")
-        commands.assert_one_line(refused, f"--{flag} is not for a run of segmentation")
+        commands.assert_one_line(refused, f"--{flag} is not for segmentation")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights"])
+def test_converted_weights_are_the_run(whole, data, name, tmp_path):
+    workdir, summary = whole
+    convert(None, str(workdir), tmp_path / name)
+    found = load_weights(None, str(tmp_path / name))
+    run = load_weights(None, str(workdir))
+    assert found.description == run.description
+    jax.tree.map(np.testing.assert_array_equal, found.variables, run.variables)
+    known = (segmentation_data.CLASSES, tuple(map(voc_color, (1, 2, 3))))
+    assert (found.card.class_names, found.card.palette) == known
+    assert (run.card.class_names, run.card.palette) == known
+    assert (found.config.crop_size, found.config.augment.base_size) == (48, 64)
+    if name == "weights":
+        return
+    result = commands.run(
+        "resnest_jax.evaluate", f"--weights={tmp_path / name}", f"--dataset=masks:{data}"
+    )
+    figures = json.loads(result.stdout)
+    assert figures["eval_miou"] == pytest.approx(summary["eval_miou"], abs=1e-6)
+    assert "step" not in figures
+
+
+def test_runs_without_colours_and_a_class_named_file(whole, data, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    names = ["file", "_file", "wall"]
+    (workdir / "classes.json").write_text(json.dumps({"class_names": names}))
+    image = str(data / "images/validation/00.png")
+    assert predict.run(load_weights(None, str(workdir)), [image], tmp_path / "out") == 0
+    header, row = (tmp_path / "out/class_shares.csv").read_text().splitlines()
+    assert header == "__file,file,_file,wall"
+    assert row.startswith(f"{image},")
+    with Image.open(tmp_path / "out/00_labels.png") as labels:
+        assert labels.getpalette()[:3] == list(voc_color(1))
 
 
 def test_predictions_at_one_scale_and_equal_names(whole, data, tmp_path):
     workdir, _ = whole
     files = [str(data / split / "00.png") for split in ("images/validation", "images/training")]
+    segmenter = load_weights(None, str(workdir))
     with pytest.raises(InputError, match="the same name"):
-        predict.run(load_config(workdir), workdir, files, tmp_path)
-    assert predict.run(load_config(workdir), workdir, files[:1], tmp_path) == 0
+        predict.run(segmenter, files, tmp_path)
+    assert predict.run(segmenter, files[:1], tmp_path) == 0
     assert pixels(tmp_path / "00_labels.png").shape == segmentation_data.SIZE
 
 
 def test_initial_weights(whole, data, tmp_path, capsys):
     """Of a run, of the authors' entries, wrapped or not, of a backbone, with and without heads."""
     workdir, _ = whole
-    _, variables = restore_run(workdir)
-    model = make_model(load_config(workdir), 3)
+    model, variables = loaded(workdir)
     entries = {f"module.{k}": v for k, v in resnest_jax.to_torch(variables, model).items()}
     write_file(tmp_path / "all.safetensors", entries)
     backbone = {
@@ -197,9 +237,9 @@ def test_initial_weights(whole, data, tmp_path, capsys):
         overrides["pretrained__weights"] = weights
         run = recipe.build(segmentation_data.tiny_config(data, **overrides))
         assert run.pretrained is not None
-        loaded = run.pretrained()
+        initial = run.pretrained()
         assert capsys.readouterr().out.endswith(f"new: {new or 'none'}\n")
-        for name, part in loaded["params"].items():
+        for name, part in initial["params"].items():
             jax.tree.map(np.testing.assert_array_equal, part, variables["params"][name])
     state = initial_state(run)
     stem = state.params["backbone"]["stem"]["conv1"]["kernel"]
@@ -209,8 +249,8 @@ def test_initial_weights(whole, data, tmp_path, capsys):
 
 def test_damaged_initial_weights_are_refused(whole, data, tmp_path):
     workdir, _ = whole
-    _, variables = restore_run(workdir)
-    entries = resnest_jax.to_torch(variables, make_model(load_config(workdir), 3))
+    model, variables = loaded(workdir)
+    entries = resnest_jax.to_torch(variables, model)
     del entries["head.conv5.0.weight"]
     write_file(tmp_path / "w.safetensors", entries)
     weights = {"pretrained__weights": str(tmp_path / "w.safetensors")}
@@ -221,7 +261,7 @@ def test_damaged_initial_weights_are_refused(whole, data, tmp_path):
     with pytest.raises(InputError, match="have the backbone resnest14, not resnest26"):
         recipe.build(segmentation_data.tiny_config(data, **other)).pretrained()
     for load in (resnest_jax.load_pretrained, find_source):
-        with pytest.raises(InputError, match="are a run of segmentation"):
+        with pytest.raises(InputError, match="are of segmentation, fcn"):
             load(None, str(workdir))
 
 

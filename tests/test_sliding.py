@@ -1,7 +1,9 @@
 """Multi-scale evaluation against the authors' results."""
 
+import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,19 @@ import numpy as np
 import pytest
 import segmentation_golden as golden
 
+import resnest_jax
+from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import MEAN, STD
 from resnest_jax.models.layers.resize import interpolation
+from resnest_jax.tasks.segmentation.evaluate import make_evaluator
 from resnest_jax.tasks.segmentation.sliding import MultiScale
 from resnest_jax.training.mesh import batch_sharding, make_mesh
+from resnest_jax.weights.card import Card
+from resnest_jax.weights.segmentation import Segmenter
 
 MULTI = golden.cases("multi")
+TINY = {"backbone": "resnest14", "planes": (8, 8, 8, 8), "stem_width": 4}
 
 
 def network(classes: int, crop: int):
@@ -162,8 +170,28 @@ def test_windows_sharded_over_devices():
     def logits(images):
         return jax.device_put(apply(images), batch_sharding(mesh))
 
-    (prediction,) = evaluator(case, logits=logits, batch_size=8).predict([image(case)])
+    sharded, one = evaluator(case, logits=logits, batch_size=8), evaluator(case, batch_size=8)
+    expected = one.scores(image(case))
+    difference = np.abs(sharded.scores(image(case)) - expected).max()
+    assert difference <= 1e-6 * expected.max()
+    (prediction,) = sharded.predict([image(case)])
     np.testing.assert_array_equal(prediction.labels, golden.ARRAYS["ms_small/argmax"])
+
+
+def test_the_evaluator_of_a_model_uses_all_devices():
+    """Its logits lie on all of them, and its scores are those of one."""
+    model = resnest_jax.create_model("fcn", num_classes=3, **TINY)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 48, 48, 3)))
+    values = {"crop_size": 48, "augment.base_size": 64, "evaluation.scales": (0.75, 1.5)}
+    config = complete({"task": "segmentation", "model": {"name": "fcn", **TINY}, **values})
+    shared = make_evaluator(Segmenter(Path("weights"), config, variables, Card()), batch_size=7)
+    assert shared.batch_size == 8 == jax.local_device_count()
+    windows = jnp.zeros((8, 48, 48, 3))
+    assert len(shared.logits(windows).sharding.device_set) == 8
+    one = dataclasses.replace(shared, logits=lambda images: jax.jit(model.apply)(variables, images))
+    picture = np.random.RandomState(5).standard_normal((60, 70, 3)).astype(np.float32)
+    expected = one.scores(picture)
+    np.testing.assert_allclose(shared.scores(picture), expected, rtol=0, atol=1e-6 * expected.max())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib.resources
 import itertools
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,11 +82,20 @@ class LabelTable:
 @functools.cache
 def published_table(name: str) -> LabelTable:
     """Return the table of a published data set: a key of ``label_tables.json``."""
-    file = importlib.resources.files("resnest_jax.data") / "label_tables.json"
-    fields = json.loads(file.read_text())[name]
+    fields = _published()[name]
     palette = tuple(map(tuple, fields.pop("palette", ())))
     lists = {key: tuple(fields.pop(key)) for key in ("names", "values", "ignored")}
     return LabelTable(**lists, palette=palette, **fields)
+
+
+def published_names() -> tuple[str, ...]:
+    """Return the names that ``published_table`` takes."""
+    return tuple(_published())
+
+
+def _published() -> dict[str, dict[str, Any]]:
+    file = importlib.resources.files("resnest_jax.data") / "label_tables.json"
+    return json.loads(file.read_text())
 
 
 def voc_color(value: int) -> tuple[int, int, int]:

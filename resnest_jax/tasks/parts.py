@@ -13,6 +13,7 @@ class Parts(NamedTuple):
       pretrained, new_modules: see ``training.run.Run``.
       norm_groups: parts of a batch, each with its own batch statistics.
       freeze: regex of the paths of parameters that the task freezes; empty: none.
+      palette: colour of each class in pictures, if the task has any.
       layers: regexes that select the parameters of each layer, from the first to the last.
     """
 
@@ -23,3 +24,4 @@ class Parts(NamedTuple):
     norm_groups: int = 1
     freeze: str = ""
     layers: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] | None = None

@@ -12,6 +12,11 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
+def make_local_mesh() -> Mesh:
+    """Make a mesh of the devices of this process, with one axis ``data``."""
+    return Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the replicated sharding."""
     return NamedSharding(mesh, PartitionSpec())
@@ -42,7 +47,7 @@ def check_batch_size(batch_size: int, accumulate: int) -> None:
         )
 
 
-def round_up(batch_size: int) -> int:
-    """Return the next batch size that the devices divide."""
-    devices = jax.device_count()
+def round_up(batch_size: int, mesh: Mesh | None = None) -> int:
+    """Return the next batch size that the devices divide, all of them or those of a mesh."""
+    devices = jax.device_count() if mesh is None else mesh.size
     return -(-batch_size // devices) * devices

@@ -50,6 +50,7 @@ class Run:
       pretrained: loads the initial variables, without those of ``new_modules``; None: all are new.
       notes: lines to print at start.
       tracker: opens the run of a workdir in a tracker that gets the metrics; None: no tracker.
+      palette: RGB colour of each class, 0 to 255, that predictions are drawn in; None: none.
       new_modules: top-level modules that are new even if the others are pretrained.
     """
 
@@ -63,3 +64,4 @@ class Run:
     new_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tracker: Callable[[Path], Tracker] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None

@@ -1,11 +1,11 @@
-"""What weights know besides their numbers: class names, and the test images they are for.
+"""What weights know besides their numbers: their classes, and the test images they are for.
 
 It is kept as JSON: in ``classes.json`` of a run or of a directory of weights, and in the metadata
-of a .safetensors file. A run keeps its class names only, since its config has the rest.
+of a .safetensors file. A run keeps names and colours only, since its config has the rest.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +21,38 @@ class Card(NamedTuple):
 
     Attributes:
       class_names: the name of each logit.
-      image_size: side of the test images.
-      crop: their rule, see ``data.crops.test_crop``.
+      image_size: side of the test images; of segmentation that of the windows.
+      crop: rule of the test images, see ``data.crops.test_crop``.
+      palette: of segmentation the colour of each class, RGB from 0 to 255.
+      base_size, scales: of segmentation, see ``tasks.segmentation.sliding.MultiScale``.
     """
 
     class_names: tuple[str, ...] | None = None
     image_size: int | None = None
     crop: str | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    base_size: int | None = None
+    scales: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the known facts, for JSON."""
         facts = {name: value for name, value in self._asdict().items() if value is not None}
         return facts | ({"class_names": list(self.class_names)} if self.class_names else {})
+
+
+def _all(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and all(isinstance(x, kind) for x in value)
+
+
+# Field -> what it must be, if it is not None.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "class_names": _all(str),
+    "image_size": lambda value: isinstance(value, int),
+    "crop": lambda value: isinstance(value, str),
+    "palette": lambda value: _all(tuple)(value) and all(_is_color(color) for color in value),
+    "base_size": lambda value: isinstance(value, int),
+    "scales": _all((int, float)),
+}
 
 
 def read_card(source: Path) -> Card:
@@ -46,8 +66,21 @@ def read_card(source: Path) -> Card:
         text = _read_text(path) if path.is_file() else "{}"
         return _parse(text, path)
     if source.suffix.lower() == ".safetensors":
-        return _parse(_safetensors_metadata(source).get(METADATA, "{}"), source)
+        return _parse(_safetensors_facts(source), source)
     return Card()
+
+
+def read_model(source: Path) -> dict[str, Any]:
+    """Return ``name`` and fields of the model that a .safetensors file names; empty if none.
+
+    Raises:
+      InputError: if it is damaged.
+    """
+    try:
+        model = json.loads(_safetensors_facts(source)).get("model", {"name": ""})
+        return model if str(model["name"]) else {}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise InputError(f"{source} is damaged: its metadata describe no model") from None
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -60,24 +93,33 @@ def write_card(folder: Path, card: Card) -> None:
         write_json(folder / FILE, facts)
 
 
-def check_class_names(folder: Path, class_names: Sequence[str]) -> None:
-    """Refuse a run whose data set has other classes than those that it was trained on.
+def check_class_names(source: Path, class_names: Sequence[str], card: Card | None = None) -> None:
+    """Refuse a data set that has other classes than those that a run or weights know.
+
+    Args:
+      card: what is known of the source; None: it is read.
 
     Raises:
       InputError: if it has, in number, name or order.
     """
-    stored = read_card(folder).class_names
+    stored = (card or read_card(source)).class_names
     if stored is None or stored == tuple(class_names):
         return
     missing = [name for name in stored if name not in class_names]
     new = [name for name in class_names if name not in stored]
     changes = [f"{', '.join(missing[:5])} missing"] if missing else []
     changes += [f"{', '.join(new[:5])} new"] if new else []
+    whose, remedy = f"of {source}", "give a data set of these classes"
+    if source.is_dir():
+        whose = f"of the run in {source}"
+        remedy = (
+            "give the data set as it was, or use another workdir; where only a name is new, change "
+            f"it in {source / FILE}"
+        )
     raise InputError(
-        f"dataset: its {len(class_names)} classes are not the {len(stored)} of the run in {folder} "
-        f"({'; '.join(changes) or 'another order'}), so its labels would mean other classes; give "
-        f"the data set as it was, or use another workdir; where only a name is new, change it in "
-        f"{folder / FILE}"
+        f"dataset: its {len(class_names)} classes are not the {len(stored)} {whose} "
+        f"({'; '.join(changes) or 'another order'}), so its labels would mean other classes; "
+        f"{remedy}"
     )
 
 
@@ -88,29 +130,42 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def _safetensors_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata in the header; empty if the file is not one, which its reader says."""
+def safetensors_metadata(card: Card, model: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of a .safetensors file: the card, and the model if it is known."""
+    facts = card.to_dict() | ({"model": dict(model)} if model else {})
+    return {METADATA: json.dumps(facts)} if facts else {}
+
+
+def _safetensors_facts(path: Path) -> str:
+    """Return JSON from the header; empty facts if the file is not one, which its reader says."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = file.read(length) if length < path.stat().st_size else b"{}"
-        return dict(json.loads(header).get("__metadata__", {}))
+        return dict(json.loads(header).get("__metadata__", {})).get(METADATA, "{}")
     except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+        return "{}"
 
 
 def _parse(text: str, path: Path) -> Card:
+    card = Card()
     try:
         facts = json.loads(text)
-        card = Card(*(facts.get(field) for field in Card._fields))
+        card = Card(**{field: _tuples(facts.get(field)) for field in Card._fields})
+        known = {name: value for name, value in card._asdict().items() if value is not None}
+        damaged = not all(_CHECKS[name](value) for name, value in known.items())
     except (ValueError, AttributeError):
-        card = Card(class_names=())
-    names = card.class_names
-    named = names is None or (isinstance(names, list) and all(type(name) is str for name in names))
-    if not (
-        named and isinstance(card.image_size, int | None) and isinstance(card.crop, str | None)
-    ):
+        damaged = True
+    if damaged:
         raise InputError(
             f"{path} is damaged: it must hold class_names, a list of names; restore or delete it"
         )
-    return card if names is None else card._replace(class_names=tuple(names))
+    return card
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _is_color(value: tuple[Any, ...]) -> bool:
+    return len(value) == 3 and all(isinstance(x, int) and 0 <= x <= 255 for x in value)

@@ -15,7 +15,7 @@ from resnest_jax.weights.formats import (
     describe_directory,
     find_checkpoint,
 )
-from resnest_jax.weights.pretrained import load_pretrained
+from resnest_jax.weights.pretrained import describe_file, load_pretrained
 from resnest_jax.weights.published import check_published, fetch
 
 if TYPE_CHECKING:  # importing the models needs no configs
@@ -75,7 +75,7 @@ def find_source(name: str | None, weights: str | None, checkpoint: str = "last")
     """Find weights, without reading them.
 
     Args:
-      name: name of the model; None for a directory, which holds it.
+      name: name of the model; None if the weights hold it, as a directory does.
       weights: a file of weights, or the directory of a run or of weights; None or ``published``
         are the published ones, which are downloaded.
       checkpoint: of a run, ``last``, ``best`` or a step.
@@ -100,8 +100,8 @@ def find_source(name: str | None, weights: str | None, checkpoint: str = "last")
         name = name or str(description["name"])
         if is_run:
             return _run_source(name, path, checkpoint)
-    if name is None:
-        raise InputError(f"model is missing: the name of the model whose weights {path} holds")
+    else:
+        name = str(describe_file(name, path)["name"])
     check_no_checkpoint(path, checkpoint)
     if path.is_file() and check_published(name, path):
         return Source(name, path, _published_card(name))

@@ -1,16 +1,35 @@
 """Convert weights between files and directories."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
 from resnest_jax.data.imagenet import synsets
+from resnest_jax.data.label_tables import published_names, published_table
 from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import create_model
+from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.formats import SUFFIXES, write_directory, write_file
 from resnest_jax.weights.pretrained import read_weights
-from resnest_jax.weights.torch_names import from_torch, to_torch
+from resnest_jax.weights.segmentation import holds_segmenter, load_weights
+from resnest_jax.weights.torch_names import Network, from_torch, to_torch
+
+
+class _Weights(NamedTuple):
+    """Weights to write.
+
+    Attributes:
+      about: the model in words.
+      description: its name and fields.
+    """
+
+    about: str
+    description: dict[str, Any]
+    model: Network
+    variables: dict[str, Any]
+    card: Card
 
 
 def convert(
@@ -18,6 +37,7 @@ def convert(
     weights: str,
     output: Path,
     *,
+    backbone: str | None = None,
     checkpoint: str = "last",
     class_names: str | None = None,
     overwrite: bool = False,
@@ -25,11 +45,12 @@ def convert(
     """Write weights to a file or directory, with what is known of them.
 
     Args:
-      name, weights, checkpoint: as in ``find_source``.
+      name, weights, checkpoint: as in ``find_source``, or of segmentation in ``load_weights``.
       output: a .safetensors, .pth or .pt file, or a path without suffix: a directory of weights.
         .pth and .pt hold the numbers alone.
-      class_names: ``imagenet``, or a text file with a name per line; None: those that the weights
-        have.
+      backbone: of segmentation, see ``load_weights``.
+      class_names: ``imagenet``, a key of ``label_tables.json``, or a text file with a name per
+        line; None: those that the weights have.
       overwrite: replace an existing output.
 
     Returns:
@@ -46,38 +67,59 @@ def convert(
         )
     if output.exists() and not overwrite:
         raise InputError(f"output {output} exists; pass --overwrite to replace it")
-    source = find_source(name, weights, checkpoint)
-    description, state_dict = read_weights(source.name, source.path, source.checkpoint)
-    card = source.card
+    if holds_segmenter(name, weights):
+        about, description, model, variables, card = _segmenter(name, weights, checkpoint, backbone)
+    elif backbone is not None:
+        raise InputError(f"backbone {backbone}: only a segmentation model has one; leave it out")
+    else:
+        about, description, model, variables, card = _classifier(name, weights, checkpoint)
     if class_names:
-        card = card._replace(class_names=_read_names(class_names, description["num_classes"]))
-    model = create_model(**description)
-    variables = from_torch(state_dict, model)
+        card = _named(card, class_names, description["num_classes"])
     if output.suffix:
         state_dict = to_torch(variables, model)
-        write_file(output, state_dict, card)
+        write_file(output, state_dict, card, description)
         entries = len(state_dict)
     else:
         write_directory(output, description, variables, card)
         entries = len(jax.tree.leaves(variables))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return f"{output}: {description['name']}, {entries} entries, {parameters:,} parameters"
+    return f"{output}: {about}, {entries} entries, {parameters:,} parameters"
 
 
-def _read_names(value: str, num_classes: int) -> tuple[str, ...]:
+def _classifier(name: str | None, weights: str, checkpoint: str) -> _Weights:
+    source = find_source(name, weights, checkpoint)
+    description, state_dict = read_weights(source.name, source.path, source.checkpoint)
+    model = create_model(**description)
+    variables = from_torch(state_dict, model)
+    return _Weights(description["name"], description, model, variables, source.card)
+
+
+def _segmenter(name: str | None, weights: str, checkpoint: str, backbone: str | None) -> _Weights:
+    found = load_weights(name, weights, checkpoint, backbone=backbone)
+    config = found.config
+    windows = {"base_size": config.augment.base_size, "scales": config.evaluation.scales}
+    card = found.card._replace(image_size=config.crop_size, **windows)
+    return _Weights(found.about, found.description, found.model, found.variables, card)
+
+
+def _named(card: Card, value: str, num_classes: int) -> Card:
+    """Return the card with other names of classes, and colours if they are known."""
+    palette = card.palette
     if value == "imagenet":
         names = synsets()
+    elif value in published_names():
+        names, palette = published_table(value).names, published_table(value).palette
     else:
         try:
             names = tuple(Path(value).expanduser().read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"class_names must be imagenet, or a text file with a name per line; got {value}: "
-                f"{error}"
+                f"class_names must be imagenet, {', '.join(published_names())}, or a text file "
+                f"with a name per line; got {value}: {error}"
             ) from None
     if len(names) != num_classes:
         raise InputError(
             f"class_names {value} has {len(names)} names, but the weights have {num_classes} "
             "classes"
         )
-    return names
+    return card._replace(class_names=names, palette=palette)

@@ -11,7 +11,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError, import_package, one_line
 from resnest_jax.files import write_atomic, write_json, writing
-from resnest_jax.weights.card import METADATA, Card, write_card
+from resnest_jax.weights.card import Card, safetensors_metadata, write_card
 from resnest_jax.weights.torch_files import read_torch, write_torch
 
 StateDict = dict[str, np.ndarray]
@@ -42,8 +42,17 @@ def read_file(path: Path) -> StateDict:
     return _read_safetensors(path) if _kind(path) == "safetensors" else read_torch(path)
 
 
-def write_file(path: Path, state_dict: StateDict, card: Card | None = None) -> None:
-    """Write a .safetensors, .pth or .pt file atomically; only the first holds the card.
+def write_file(
+    path: Path,
+    state_dict: StateDict,
+    card: Card | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a .safetensors, .pth or .pt file atomically; only the first holds more than numbers.
+
+    Args:
+      card: what is known of the weights.
+      description: ``name`` and fields of the model.
 
     Raises:
       InputError: if the path has another suffix or cannot be written.
@@ -51,9 +60,8 @@ def write_file(path: Path, state_dict: StateDict, card: Card | None = None) -> N
     check_suffix("path", path)
     if path.suffix.lower() == ".safetensors":
         safetensors = import_package("safetensors.numpy", "safetensors")
+        metadata = safetensors_metadata(card or Card(), description or {})
         # Without the format, transformers refuses the file.
-        facts = card.to_dict() if card else {}
-        metadata = {METADATA: json.dumps(facts)} if facts else {}
         content = safetensors.save(state_dict, metadata={"format": "pt", **metadata})
     else:
         content = write_torch(state_dict)
@@ -89,18 +97,24 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
     try:
         content = json.loads(file.read_text())
         content["name"]  # the default name is not that of the weights
-        return model_fields(complete({"model": content})), False
+        task = "segmentation" if is_segmentation(content) else "classification"
+        return model_fields(complete({"task": task, "model": content})), False
     except (ValueError, KeyError, TypeError) as error:
         problem = error if isinstance(error, InputError) else repr(error)
         raise InputError(f"{file} does not describe a model: {problem}") from error
 
 
+def is_segmentation(description: Mapping[str, Any]) -> bool:
+    """Return whether a model, described by its name and fields, is one of segmentation."""
+    return "backbone" in description
+
+
 def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
-    """Raise InputError if a directory, described by ``describe_directory``, is of segmentation."""
-    if "backbone" in description:
+    """Raise InputError if weights are of a segmentation model."""
+    if is_segmentation(description):
         raise InputError(
-            f"weights {path} are a run of segmentation; they are for evaluate, predict and the "
-            "pretrained.weights of another such run"
+            f"weights {path} are of segmentation, {description['name']}; they are for evaluate, "
+            "predict, convert and the pretrained.weights of a run of segmentation"
         )
 
 
@@ -131,18 +145,28 @@ def read_directory(path: Path, checkpoint: str = "last") -> tuple[dict[str, Any]
     """
     description, is_run = describe_directory(path)
     check_classifier(path, description)
+    _, variables = restore_directory(path, is_run, checkpoint)
+    head = variables["params"].get("head")
+    description["num_classes"] = 0 if head is None else len(head["bias"])
+    return description, variables
+
+
+def restore_directory(
+    path: Path, is_run: bool, checkpoint: str = "last"
+) -> tuple[int | None, dict[str, Any]]:
+    """Return the step, None of weights alone, and the ``{"params", "batch_stats"}``.
+
+    Raises:
+      InputError: if there is no such checkpoint.
+    """
     from resnest_jax.training.checkpoints import state_folder
     from resnest_jax.training.variables import restore_variables
 
     if is_run:
-        folder = state_folder(path, find_checkpoint(path, checkpoint))
-    else:
-        check_no_checkpoint(path, checkpoint)
-        folder = path / WEIGHTS_FOLDER
-    variables = restore_variables(folder)
-    head = variables["params"].get("head")
-    description["num_classes"] = 0 if head is None else len(head["bias"])
-    return description, variables
+        step = find_checkpoint(path, checkpoint)
+        return step, restore_variables(state_folder(path, step))
+    check_no_checkpoint(path, checkpoint)
+    return None, restore_variables(path / WEIGHTS_FOLDER)
 
 
 def check_no_checkpoint(weights: object, checkpoint: str) -> None:

@@ -13,9 +13,10 @@ from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
 from resnest_jax.models.resnest import MIN_SIZE, ResNeSt
 from resnest_jax.models.zoo import create_model
-from resnest_jax.weights.card import Card
+from resnest_jax.weights.card import Card, read_model
 from resnest_jax.weights.formats import (
     StateDict,
+    check_classifier,
     check_no_checkpoint,
     check_suffix,
     read_directory,
@@ -48,7 +49,8 @@ def load_pretrained(
       over c, so that a grey image has the logits of the same image in RGB.
 
     Args:
-      name: name for ``create_model``; None if the source is a directory, which holds the name.
+      name: name for ``create_model``; None if the source holds it, as a directory does, and a
+        .safetensors file that ``resnest_jax.convert`` wrote.
       source: a file of safetensors or PyTorch (needs it) of any name, the workdir of a run or a
         directory that ``resnest_jax.convert`` wrote. None downloads the published ImageNet weights
         from the Hugging Face hub, or finds them in its cache. A file named as the authors published
@@ -58,7 +60,7 @@ def load_pretrained(
       checkpoint: of a run, ``last``, ``best`` or a step.
       in_channels: channels of the images; None is the number of the file.
       rng: key for a new head; None is ``jax.random.key(0)``.
-      **fields: fields of ``ResNeSt``; for a directory they override the stored ones.
+      **fields: fields of ``ResNeSt``; they override those that the source holds.
 
     Raises:
       InputError: if the model or file does not exist, the file is broken, entries are missing,
@@ -119,23 +121,41 @@ def read_weights(
 ) -> tuple[dict[str, Any], StateDict]:
     """Read ``name`` and fields of the model in a source, and its torch state dictionary.
 
-    A file gives only ``num_classes``; the name is the argument. Arguments and errors are those of
-    ``load_pretrained``.
+    A file that does not describe its model gives only ``num_classes``. Arguments and errors are
+    those of ``load_pretrained``.
     """
     path = local_path("weights", source)
     if path.is_dir():
         description, variables = read_directory(path, checkpoint)
-        if name not in (None, description["name"]):
-            raise InputError(f"weights {path} are those of {description['name']}, not of {name}")
+        check_name(name, path, description)
         return description, to_torch(variables, create_model(**description))
     if not path.is_file():
         raise InputError(f"weights {path}: there is no {path.absolute()}")
     check_no_checkpoint(path, checkpoint)
-    if name is None:
-        raise InputError(f"model is missing: the name of the model whose weights {path} holds")
-    check_published(name, path)
+    description = describe_file(name, path)
+    check_published(description["name"], path)
     state_dict = strip_prefix(read_file(path))
-    return {"name": name, "num_classes": _num_classes(state_dict)}, state_dict
+    return description | {"num_classes": _num_classes(state_dict)}, state_dict
+
+
+def describe_file(name: str | None, path: Path) -> dict[str, Any]:
+    """Return ``name`` and known fields of the classifier in a file, which may describe it.
+
+    Raises:
+      InputError: if nothing names it, or if it is another model.
+    """
+    description = read_model(path)
+    check_classifier(path, description)
+    check_name(name, path, description)
+    if name is None and not description:
+        raise InputError(f"model is missing: the name of the model whose weights {path} holds")
+    return {"name": name} | description
+
+
+def check_name(name: str | None, path: Path, description: Mapping[str, Any]) -> None:
+    """Raise InputError if weights that describe their model are of another one than the named."""
+    if name not in (None, description.get("name", name)):
+        raise InputError(f"weights {path} are those of {description['name']}, not of {name}")
 
 
 def _num_classes(state_dict: StateDict) -> int:

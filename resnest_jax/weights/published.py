@@ -44,6 +44,22 @@ SOURCES: dict[str, Source] = {
 }
 
 
+# The authors' segmentation models: first digits of the SHA-1 in the names of their files.
+SEGMENTERS = {
+    "fcn_resnest50_ade": "4aba491a",
+    "deeplab_resnest50_ade": "2225f09d",
+    "deeplab_resnest101_ade": "06ca799c",
+    "deeplab_resnest200_ade": "7b9e7d3e",
+    "deeplab_resnest269_ade": "0074dd10",
+    "fcn_resnest50_pcontext": "77a2161d",
+    "deeplab_resnest50_pcontext": "08dccbc4",
+    "deeplab_resnest101_pcontext": "faf58418",
+    "deeplab_resnest200_pcontext": "fe76a265",
+    "deeplab_resnest269_pcontext": "b661fd26",
+}
+DATASETS = {"ade": "ade20k", "pcontext": "pascal_context"}
+
+
 def fetch(name: str | None) -> Path:
     """Download a model's weights from the hub, or find them in its cache.
 
@@ -88,11 +104,28 @@ def check_published(name: str, path: Path) -> bool:
     owner, expected = files[path.name]
     if owner != name:  # shapes may be equal, pooling differs
         raise InputError(f"weights {path} are those of {owner}, not of {name}")
+    _check_digest(path, "sha256", expected)
+    return True
+
+
+def published_dataset(path: Path) -> str | None:
+    """Return the data set of a file named as the authors published a segmentation model, or None.
+
+    Raises:
+      InputError: if its hash is not that in its name.
+    """
+    name, _, sha1 = path.stem.partition("-")
+    if path.suffix != ".pth" or not sha1 or SEGMENTERS.get(name) != sha1:
+        return None
+    _check_digest(path, "sha1", sha1)
+    return DATASETS[name.rpartition("_")[2]]
+
+
+def _check_digest(path: Path, algorithm: str, expected: str) -> None:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, algorithm).hexdigest()
     if not digest.startswith(expected):
         raise InputError(
-            f"weights {path} are not what was published: their sha256 is {digest}, not "
+            f"weights {path} are not what was published: their {algorithm} is {digest}, not "
             f"{expected}... as the name says; fetch the file again"
         )
-    return True

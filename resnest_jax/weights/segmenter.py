@@ -13,8 +13,9 @@ from resnest_jax.weights.formats import (
     StateDict,
     check_no_checkpoint,
     describe_directory,
-    find_checkpoint,
+    is_segmentation,
     read_file,
+    restore_directory,
 )
 from resnest_jax.weights.pretrained import load_pretrained
 from resnest_jax.weights.torch_names import FIRST_BLOCK, from_torch
@@ -23,7 +24,7 @@ HEADS = ("head", "auxiliary")
 BACKBONE = "pretrained."  # the authors' name of the backbone
 # The authors' names of the heads, and of the last layers, whose length is the number of classes.
 TORCH_HEADS = {"head": "head.", "auxiliary": "auxlayer."}
-LAST = ("head.block.4.weight", "head.conv5.4.weight")
+LAST = {"deeplabv3": "head.block.4.weight", "fcn": "head.conv5.4.weight"}
 
 
 def load_segmenter(
@@ -38,8 +39,8 @@ def load_segmenter(
       model: the model to load.
       backbone: name of its backbone.
       source: a file of weights of the backbone, or of a whole model under the authors' names; the
-        workdir of a run, of classification or of segmentation. None: the published ImageNet
-        weights.
+        workdir of a run or a directory of weights, of classification or of segmentation. None: the
+        published ImageNet weights.
       checkpoint: of a run, ``last``, ``best`` or a step.
 
     Raises:
@@ -50,27 +51,19 @@ def load_segmenter(
     path = local_path("pretrained.weights", source)
     if path.is_dir():
         description, is_run = describe_directory(path)
-        if is_run and "backbone" in description:
-            return _of_run(model, backbone, path, description, checkpoint)
-        return _of_backbone(model, backbone, path, checkpoint)
+        if not is_segmentation(description):
+            return _of_backbone(model, backbone, path, checkpoint)
+        if description["backbone"] != backbone:
+            raise InputError(
+                f"weights {path} have the backbone {description['backbone']}, not {backbone}"
+            )
+        _, variables = restore_directory(path, is_run, checkpoint)
+        return _fitting_heads(model, variables, description["name"])
     check_no_checkpoint(path, checkpoint)
-    state_dict = _unwrap(read_file(path))
+    state_dict = unwrap(read_file(path))
     if not any(key.startswith(BACKBONE) for key in state_dict):
         return _of_backbone(model, backbone, path)
     return _of_state_dict(model, state_dict)
-
-
-def restore_run(workdir: Path, checkpoint: str = "last") -> tuple[int, dict[str, Any]]:
-    """Return the step and the ``{"params", "batch_stats"}`` of a checkpoint of a run.
-
-    Raises:
-      InputError: if there is no such checkpoint.
-    """
-    from resnest_jax.training.checkpoints import state_folder
-    from resnest_jax.training.variables import restore_variables
-
-    step = find_checkpoint(workdir, checkpoint)
-    return step, restore_variables(state_folder(workdir, step))
 
 
 def missing_heads(model: SegmentationModel, variables: dict[str, Any]) -> tuple[str, ...]:
@@ -88,19 +81,11 @@ def _of_backbone(
     return {collection: {"backbone": tree} for collection, tree in variables.items()}
 
 
-def _of_run(
-    model: SegmentationModel,
-    backbone: str,
-    path: Path,
-    description: dict[str, Any],
-    checkpoint: str,
+def _fitting_heads(
+    model: SegmentationModel, variables: dict[str, Any], head: str
 ) -> dict[str, Any]:
-    if description["backbone"] != backbone:
-        raise InputError(
-            f"weights {path} have the backbone {description['backbone']}, not {backbone}"
-        )
-    _, variables = restore_run(path, checkpoint)
-    same = description["name"] == model.head and _num_classes(variables) == model.num_classes
+    """Return variables of another model, whose head has a name, without heads that do not fit."""
+    same = head == model.head and count_classes(variables) == model.num_classes
     keep = {"backbone", *HEADS[: 1 + model.auxiliary]} if same else {"backbone"}
     return {
         collection: {name: part for name, part in tree.items() if name in keep}
@@ -108,14 +93,15 @@ def _of_run(
     }
 
 
-def _num_classes(variables: dict[str, Any]) -> int:
+def count_classes(variables: dict[str, Any]) -> int:
+    """Return the number of classes of a segmentation model."""
     head = variables["params"]["head"]
     return len(head.get("classifier", head)["conv2"]["bias"])
 
 
 def _of_state_dict(model: SegmentationModel, state_dict: StateDict) -> dict[str, Any]:
     """Convert the authors' entries; all of a head or none must be there."""
-    last = LAST[0] if model.head == "deeplabv3" else LAST[1]
+    last = LAST[model.head]
     same = last in state_dict and len(np.atleast_1d(state_dict[last])) == model.num_classes
     present = {
         head
@@ -137,7 +123,7 @@ def _of_state_dict(model: SegmentationModel, state_dict: StateDict) -> dict[str,
     return from_torch(state_dict, model.clone(auxiliary=with_auxiliary))
 
 
-def _unwrap(state_dict: StateDict) -> StateDict:
+def unwrap(state_dict: StateDict) -> StateDict:
     """Remove what wrappers put before the names, as ``module.``, from those of a whole model."""
     wrapper = next(
         (k.partition(BACKBONE + FIRST_BLOCK)[0] for k in state_dict if BACKBONE + FIRST_BLOCK in k),

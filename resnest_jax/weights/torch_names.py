@@ -139,32 +139,39 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: Network) -> dict[str
       InputError: if entries are missing, unknown or of another shape, the first of which are named,
         or hold integers, NaN or infinity.
     """
-    entries = dict(torch_entries(model))
     arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-    shapes = _shapes(model, arrays)
-    wanted = {key: path for key, path in entries.items() if path is not None}
-    missing = [key for key in wanted if key not in arrays]
-    extra = [key for key in arrays if key not in entries]
-    misshapen, flat = [], {}
-    for key, path in wanted.items():
-        if key in arrays:
-            array = _to_flax_layout(arrays[key])
-            flat[path] = array
-            if (expected := shapes[path]) != array.shape:
-                expected = _torch_shape(expected)
-                misshapen.append(f"{key} is {arrays[key].shape}, expected {expected}")
-    if missing or extra or misshapen:
-        problems = {"missing": missing, "unknown": extra, "misshapen": misshapen}
-        lists = (f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
+    if problems := misfits(arrays, model):
+        lists = (f"{kind}: {_few(names)}" for kind, names in problems.items())
         raise InputError(f"the state dictionary does not fit the model; {'; '.join(lists)}")
+    wanted = {key: path for key, path in torch_entries(model) if path is not None}
     check_numbers({key: arrays[key] for key in wanted}, "the state dictionary")
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for path, array in flat.items():
+    for key, path in wanted.items():
         node = variables
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        node[path[-1]] = jnp.asarray(array, jnp.float32)
+        node[path[-1]] = jnp.asarray(_to_flax_layout(arrays[key]), jnp.float32)
     return variables
+
+
+def misfits(arrays: Mapping[str, np.ndarray], model: Network) -> dict[str, list[str]]:
+    """Return in what a state dictionary does not fit a model: empty if it fits.
+
+    Of ``missing``, ``unknown`` and ``misshapen`` those that there are, each with its entries.
+    """
+    entries = dict(torch_entries(model))
+    wanted = {key: path for key, path in entries.items() if path is not None}
+    shapes = _shapes(model, arrays)
+    problems = {
+        "missing": [key for key in wanted if key not in arrays],
+        "unknown": [key for key in arrays if key not in entries],
+        "misshapen": [
+            f"{key} is {arrays[key].shape}, expected {_torch_shape(shapes[path])}"
+            for key, path in wanted.items()
+            if key in arrays and _to_flax_layout(arrays[key]).shape != shapes[path]
+        ],
+    }
+    return {kind: names for kind, names in problems.items() if names}
 
 
 def to_torch(variables: Mapping[str, Any], model: Network) -> dict[str, np.ndarray]:

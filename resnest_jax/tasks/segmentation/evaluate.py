@@ -1,4 +1,4 @@
-"""Evaluate a run of segmentation."""
+"""Evaluate a run of segmentation, or any weights on any label maps."""
 
 import time
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from resnest_jax.data.batches import EvalBatches, LoaderOptions
 from resnest_jax.data.images import Images
 from resnest_jax.data.label_maps import MaskDecoder
 from resnest_jax.data.sources.masks import MaskDataset
+from resnest_jax.errors import InputError
 from resnest_jax.files import make_folder
-from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.progress import Shown, image_bar, tell
@@ -26,16 +26,22 @@ from resnest_jax.tasks.segmentation.task import Segmentation
 from resnest_jax.tasks.segmentation.transforms import EvalTransform
 from resnest_jax.training.distributed import gather_bytes, is_main, main_first
 from resnest_jax.training.evaluation import make_evaluate_variables
-from resnest_jax.training.mesh import make_mesh
+from resnest_jax.training.mesh import (
+    batch_sharding,
+    make_local_mesh,
+    make_mesh,
+    replicated,
+    round_up,
+)
 from resnest_jax.training.task import Batch, EvalOutput, Variables
 from resnest_jax.weights.card import check_class_names
-from resnest_jax.weights.segmenter import restore_run
+from resnest_jax.weights.segmentation import Segmenter
 
-WINDOWS = 4  # at a time, by default
+WINDOWS = 4  # at a time on each device, by default
 
 
 class Options(NamedTuple):
-    """How to evaluate; None is what the run does.
+    """How to evaluate; None is what the run does, or what is usual.
 
     Attributes:
       dataset, split: data and evaluation split; ``auto`` is that of the run.
@@ -51,47 +57,54 @@ class Options(NamedTuple):
     output: Path | None = None
 
 
-def run(
-    config: ConfigDict, workdir: Path, checkpoint: str = "last", options: Options | None = None
-) -> dict[str, Any]:
-    """Evaluate a run and return the figures, the same in every process.
-
-    Args:
-      config: of the run in ``workdir``.
-      checkpoint: ``last``, ``best`` or a step.
+def run(segmenter: Segmenter, options: Options | None = None) -> dict[str, Any]:
+    """Evaluate a model and return the figures, the same in every process.
 
     Raises:
-      InputError: if the run, the data or an option cannot be used, or if the data has other
-        classes than the run.
+      InputError: if the data or an option cannot be used, or if the data has other classes than
+        the model.
     """
     options = options or Options()
-    config = ConfigDict(config.to_dict())
+    config = ConfigDict(segmenter.config.to_dict())
     config.dataset = options.dataset or config.dataset
     config.eval_split = config.eval_split if options.split == "auto" else options.split
-    step, variables = restore_run(workdir, checkpoint)
+    if not config.dataset:
+        raise InputError(f"dataset is missing: give --dataset, {recipe.DATASETS}")
     with main_first():
         dataset = recipe.open_dataset(config)
-    check_class_names(workdir, dataset.class_names)
+    _check_classes(segmenter, dataset)
     if options.output and is_main():  # before the work
         make_folder("output", options.output)
+    step = {} if segmenter.step is None else {"step": segmenter.step}
     tell(
         *dataset.notes,
-        f"{config.model.name} of {workdir} at step {step} on {len(dataset.eval)} images of "
-        f"{config.dataset}",
+        f"{segmenter.about} of {segmenter.path}{f' at step {segmenter.step}' if step else ''}; "
+        f"{len(dataset.eval)} images of {config.dataset}",
     )
-    task = recipe.make_task(config, dataset)
     metric = ConfusionMatrix(len(dataset.class_names))
+    run_folder = segmenter.path if step else None
     if options.multi_scale:
-        evaluator = make_evaluator(config, task.model, variables, options.batch_size)
-        figures = _multi_scale(evaluator, dataset, loader_options(config, workdir), metric)
+        evaluator = make_evaluator(segmenter, options.batch_size)
+        figures = _multi_scale(evaluator, dataset, loader_options(config, run_folder), metric)
     else:
-        loader = loader_options(config, workdir, options.batch_size)
-        figures = _single_scale(task, variables, dataset, loader, metric)
+        loader = loader_options(config, run_folder, options.batch_size)
+        figures = _single_scale(segmenter, dataset, loader, metric)
     if is_main():
         tell(report.table(metric, dataset.class_names))
         if options.output:
             report.write(options.output, metric, dataset.class_names)
-    return {"model": config.model.name, "step": step, **figures}
+    return {"model": config.model.name, **step, **figures}
+
+
+def _check_classes(segmenter: Segmenter, dataset: MaskDataset) -> None:
+    """Raise InputError if the data has other classes than the model."""
+    check_class_names(segmenter.path, dataset.class_names, segmenter.card)
+    count = len(segmenter.class_names)
+    if len(dataset.class_names) != count:
+        raise InputError(
+            f"dataset: it has {len(dataset.class_names)} classes, but the weights "
+            f"{segmenter.path} have {count}"
+        )
 
 
 class _Kept(NamedTuple):
@@ -108,23 +121,22 @@ class _Kept(NamedTuple):
 
 
 def _single_scale(
-    task: Segmentation,
-    variables: Variables,
-    dataset: MaskDataset,
-    loader: LoaderOptions,
-    metric: ConfusionMatrix,
+    segmenter: Segmenter, dataset: MaskDataset, loader: LoaderOptions, metric: ConfusionMatrix
 ) -> dict[str, float]:
     """Evaluate centred crops, as in training."""
+    crop_size = segmenter.config.crop_size
     batches = EvalBatches(
-        dataset.eval, EvalTransform(task.crop_size), loader, MaskDecoder(dataset.table)
+        dataset.eval, EvalTransform(crop_size), loader, MaskDecoder(dataset.table)
     )
-    return make_evaluate_variables(_Kept(task, metric), Shown(batches), make_mesh())(variables)
+    task = Segmentation(segmenter.model, crop_size, dataset.class_names)
+    evaluate = make_evaluate_variables(_Kept(task, metric), Shown(batches), make_mesh())
+    return evaluate(segmenter.variables)
 
 
 def _multi_scale(
     evaluator: MultiScale, dataset: MaskDataset, loader: LoaderOptions, metric: ConfusionMatrix
 ) -> dict[str, float]:
-    """Evaluate whole images; each process has its own, on its first device."""
+    """Evaluate whole images; each process has its own."""
     images = Images(
         dataset.eval, loader.max_unreadable, loader.unreadable_log, MaskDecoder(dataset.table)
     )
@@ -155,23 +167,29 @@ def _multi_scale(
 
 
 def make_evaluator(
-    config: ConfigDict,
-    model: SegmentationModel,
-    variables: Variables,
-    batch_size: int | None = None,
-    *,
-    single: bool = False,
+    segmenter: Segmenter, batch_size: int | None = None, *, single: bool = False
 ) -> MultiScale:
-    """Return the sliding-window evaluator of a run; ``single``: at scale 1 without mirroring."""
-    apply = jax.jit(model.apply)
-    variables = jax.device_put(variables)
+    """Return the sliding-window evaluator of a model, on all devices of this process.
+
+    Args:
+      batch_size: windows in a batch, rounded up to a multiple of the devices.
+      single: at scale 1 without mirroring.
+    """
+    mesh = make_local_mesh()
+    apply = jax.jit(segmenter.model.apply)
+    variables = jax.device_put(segmenter.variables, replicated(mesh))
+
+    def logits(images: jax.Array) -> jax.Array:
+        return apply(variables, jax.device_put(images, batch_sharding(mesh)))
+
+    config = segmenter.config
     return MultiScale(
-        lambda images: apply(variables, images),
+        logits,
         config.augment.base_size,
         config.crop_size,
         (1.0,) if single else config.evaluation.scales,
         flip=not single,
-        batch_size=batch_size or WINDOWS,
+        batch_size=round_up(batch_size or WINDOWS * mesh.size, mesh),
     )
 
 

@@ -5,16 +5,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from resnest_jax.data.label_tables import published_table, voc_color
-from resnest_jax.data.sources.masks import OWN
+from resnest_jax.data.label_tables import published_names, published_table, voc_color
 from resnest_jax.errors import InputError
 from resnest_jax.files import make_folder, write_atomic, writing
 from resnest_jax.tasks.csv_text import csv_text
 from resnest_jax.tasks.photos import find_images, read_image
 from resnest_jax.tasks.progress import image_bar
-from resnest_jax.tasks.segmentation import recipe
 from resnest_jax.tasks.segmentation.draw import (
     Palette,
     class_shares,
@@ -22,52 +19,39 @@ from resnest_jax.tasks.segmentation.draw import (
     save_label_map,
 )
 from resnest_jax.tasks.segmentation.evaluate import make_evaluator, normalized
-from resnest_jax.weights.card import read_card
-from resnest_jax.weights.segmenter import restore_run
+from resnest_jax.weights.segmentation import Segmenter
 
 SHARES = "class_shares.csv"
 PRINTED = 5  # classes of an image
 
 
 def run(
-    config: ConfigDict,
-    workdir: Path,
-    files: Sequence[str],
-    output: Path,
-    checkpoint: str = "last",
-    *,
-    multi_scale: bool = False,
+    segmenter: Segmenter, files: Sequence[str], output: Path, *, multi_scale: bool = False
 ) -> int:
     """Segment images; print the largest classes of each, and unreadable files on stderr.
 
     Writes ``NAME_overlay.png``, the photo with the classes over it and a legend, and
     ``NAME_labels.png``, the classes from 0 with their colours as palette, for each image, and
-    ``class_shares.csv``.
+    ``class_shares.csv``: the first column is the image, the others are the classes.
 
     Args:
-      config: of the run in ``workdir``.
       files: images, and folders of images.
       output: directory to write.
-      checkpoint: ``last``, ``best`` or a step.
       multi_scale: at the scales of ``evaluation.scales`` and mirrored; else at scale 1.
 
     Returns:
       The exit code: 1 if any file could not be read, else 0.
 
     Raises:
-      InputError: if there are no images, two would get the same name, or the run or the directory
-        cannot be used.
+      InputError: if there are no images, two would get the same name, or the directory cannot be
+        written.
     """
     paths = find_images(files)
     names = _output_names(paths)
-    class_names = read_card(workdir).class_names
-    if class_names is None:
-        raise InputError(f"{workdir} has no names of classes; evaluate the run first")
-    _, variables = restore_run(workdir, checkpoint)
+    class_names, palette = segmenter.class_names, _palette(segmenter)
+    column = _free_column(class_names)
     make_folder("output", output)
-    model = recipe.make_model(config, len(class_names))
-    palette = _palette(config, len(class_names))
-    evaluator = make_evaluator(config, model, variables, single=not multi_scale)
+    evaluator = make_evaluator(segmenter, single=not multi_scale)
     read: list[tuple[Path, np.ndarray]] = []
     rows = []
     with image_bar(len(paths)) as bar:
@@ -80,7 +64,7 @@ def run(
             save_label_map(prediction.labels, palette, Path(f"{start}_labels.png"))
             shares = class_shares(prediction.labels, len(class_names))
             rows.append(
-                {"file": str(path)}
+                {column: str(path)}
                 | {name: round(float(s), 6) for name, s in zip(class_names, shares, strict=True)}
             )
             bar.write(_summary(path, shares, class_names))
@@ -111,12 +95,22 @@ def _output_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _palette(config: ConfigDict, num_classes: int) -> Palette:
-    """Return the colours of the data set that the run was trained on."""
-    kind = config.dataset.partition(":")[0]
-    if kind != OWN:
+def _free_column(class_names: Sequence[str]) -> str:
+    """Return the header of the images: ``file``, after underscores if a class has that name."""
+    column = "file"
+    while column in class_names:
+        column = f"_{column}"
+    return column
+
+
+def _palette(segmenter: Segmenter) -> Palette:
+    """Return the colours of the classes; of runs that did not store them those of the data set."""
+    if segmenter.card.palette is not None:
+        return segmenter.card.palette
+    kind = segmenter.config.dataset.partition(":")[0]
+    if kind in published_names():
         return published_table(kind).palette
-    return [voc_color(i + 1) for i in range(num_classes)]
+    return [voc_color(i + 1) for i in range(len(segmenter.class_names))]
 
 
 def _summary(path: Path, shares: np.ndarray, class_names: Sequence[str]) -> str:

@@ -101,6 +101,7 @@ def build(
         norm_groups=_norm_groups(config),
         freeze=_freeze(config),
         layers=LAYERS,
+        palette=dataset.table.palette,
     )
 
 

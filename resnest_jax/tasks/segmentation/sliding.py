@@ -70,7 +70,8 @@ class MultiScale:
     At each scale the image is resized and cut into overlapping windows. The scores of a window are
     ``exp(logits)``; with ``flip``, ``exp`` of the sum of its logits and of those of its mirror
     image. They are averaged where windows overlap, resized to the image, and summed over the
-    scales. All of it happens on the device, in batches of windows that images share.
+    scales. All of it happens on the device, in batches of windows that images share. ``logits`` may
+    shard its result over several devices; the first of them pastes the windows.
 
     Attributes:
       logits: compiled function from normalised images (batch_size, crop_size, crop_size, 3) to
@@ -161,9 +162,9 @@ class MultiScale:
         """Return the scores (batch_size, crop_size, crop_size, C) of the windows."""
         cut = [_cut(part.pixels, *part.window.cut) for part in batch]
         images = jnp.stack(cut + cut[-1:] * (self.batch_size - len(cut)))
-        if not self.flip:
-            return _exponentiate(self.logits(images))
-        return _exponentiate(self.logits(images), self.logits(images[:, :, ::-1]))
+        mirrored = self.logits(images[:, :, ::-1]) if self.flip else None
+        scores = _exponentiate(self.logits(images), mirrored)
+        return jax.device_put(scores, jax.local_devices()[0])
 
 
 @jax.jit
