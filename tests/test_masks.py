@@ -227,6 +227,35 @@ def test_own_folder_with_numbered_classes(tmp_path):
     assert labels_of(dataset)[0] == np.where(raw == 30, 1, raw).tolist()
 
 
+def test_own_colours(tmp_path):
+    """Those of classes.txt, or of the palette of label maps, unless it is grey; else VOC's."""
+    write_folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+
+    def palette():
+        return open_masks(f"masks:{tmp_path}").table.palette
+
+    voc = ((128, 0, 0), (0, 128, 0))
+    assert palette() == voc
+    first = tmp_path / "annotations/training/00.png"
+    for stored, expected in (
+        ([0, 0, 0, 9, 8, 7, 6, 5, 4], ((9, 8, 7), (6, 5, 4))),
+        ([0, 0, 0, 1, 1, 1, 2, 2, 2], voc),
+        ([0, 0, 0, 9, 8, 7, 9, 8, 7], voc),
+        ([0, 0, 0, 9, 8, 7], ((9, 8, 7), (0, 0, 0))),
+    ):
+        with Image.open(first) as image:
+            labels = Image.fromarray(np.asarray(image), "L")
+        labels.putpalette(stored)
+        labels.save(first)
+        assert palette() == expected
+    (tmp_path / "classes.txt").write_text("1 sky, 70 130 180\n2 the road: 1,2,3\n")
+    table = open_masks(f"masks:{tmp_path}").table
+    assert (table.names, table.palette) == (("sky", "the road"), ((70, 130, 180), (1, 2, 3)))
+    (tmp_path / "classes.txt").write_text("sky 1 2 3\nroad 66\n")
+    assert open_masks(f"masks:{tmp_path}").class_names == ("sky 1 2 3", "road 66")
+
+
 def test_names_that_are_numbers(tmp_path):
     write_folder(tmp_path)
     (tmp_path / "classes.txt").write_text("7\n3\n")
@@ -337,6 +366,10 @@ def _large_value(root):
     (root / "classes.txt").write_text("1 sky\n70000 road\n")
 
 
+def _large_colour(root):
+    (root / "classes.txt").write_text("1 sky 0 0 0\n2 road 0 0 256\n")
+
+
 def _no_text(root):
     (root / "classes.txt").write_bytes(b"\xff\xfe\x80")
 
@@ -365,6 +398,7 @@ def _no_text(root):
         (_name_twice, "names more than once: sky"),
         (_value_twice, "values more than once: 1"),
         (_large_value, "the value 70000; expected 0 to 65535"),
+        (_large_colour, r"the colour \(0, 0, 256\); expected three numbers from 0 to 255"),
         (_no_text, "cannot read .*classes.txt"),
     ],
 )
