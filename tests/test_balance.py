@@ -12,7 +12,7 @@ from resnest_jax.data.batches import Batches, LoaderOptions
 from resnest_jax.data.order import shuffled
 from resnest_jax.data.sources import Dataset
 from resnest_jax.errors import InputError
-from resnest_jax.tasks.classification.balance import class_weights
+from resnest_jax.tasks.class_weights import class_weights
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.task import Classification
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
@@ -72,11 +72,11 @@ def test_weighted_sigmoid_is_that_of_pytorch():
 
 
 def test_balanced_weights_are_inverse_to_the_images():
-    weights = class_weights(("balanced",), ("a", "b", "c"), lambda: LABELS)
+    data = Dataset(Uneven(8), Uneven(4), ("a", "b", "c")).count_classes, "images"
+    weights = class_weights(("balanced",), ("a", "b", "c"), *data)
     np.testing.assert_allclose(weights, [8 / (3 * 2), 8 / (3 * 1), 8 / (3 * 5)])
-    named = class_weights((("c", 2), ("a", 0.5)), ("a", "b", "c"), lambda: LABELS)
-    assert named == (0.5, 1.0, 2.0)
-    assert class_weights((), ("a", "b", "c"), lambda: LABELS) == ()
+    assert class_weights((("c", 2), ("a", 0.5)), ("a", "b", "c"), *data) == (0.5, 1.0, 2.0)
+    assert class_weights((), ("a", "b", "c"), *data) == ()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_balanced_weights_are_inverse_to_the_images():
 )
 def test_bad_weights_are_named(given, message):
     with pytest.raises(InputError, match=message):
-        class_weights(given, ("a", "b", "c", "d"), lambda: LABELS)
+        class_weights(given, ("a", "b", "c", "d"), lambda: np.array([2, 1, 5, 0]), "images")
 
 
 def test_the_recipe_takes_labels_from_the_data_set():

@@ -304,7 +304,7 @@ def test_the_step_compiles_for_the_shapes_of_the_batches(data):
         ({"evaluation__scales": ()}, r"evaluation.scales must be .*; got \(\)"),
         ({"loss__auxiliary_weight": -1.0}, "loss.auxiliary_weight must not be negative"),
         ({"loss__class_weights": (("moon", 2.0),)}, "has the class 'moon'; the data set has grass"),
-        ({"loss__class_weights": ("balanced",)}, "class_weights must be pairs of a class and a"),
+        ({"loss__class_weights": ("even",)}, "must be 'balanced', or pairs .*; got 'even'"),
         ({"parallel__batch_norm": "device"}, "batch_size 8 gives 1 image to each of the 8 groups"),
         ({"batch_size": 24}, "batch_size 24 must not exceed the 16 training images"),
         ({"pretrained__train": "head"}, "needs model.norm 'frozen'"),
@@ -332,3 +332,10 @@ def test_class_weights_are_in_the_order_of_the_classes(data):
     weights = (("wall", 3.0), ("grass", 0.5))
     run = recipe.build(segmentation_data.tiny_config(data, loss__class_weights=weights))
     assert run.task.class_weights == (0.5, 1.0, 3.0)
+
+
+def test_balanced_weights_are_inverse_to_the_pixels(data):
+    run = recipe.build(segmentation_data.tiny_config(data, loss__class_weights=("balanced",)))
+    maps = np.stack([pixels(path) for path in (data / "annotations/training").iterdir()])
+    counts = np.array([(maps == value).sum() for value in (1, 2, 3)])
+    np.testing.assert_allclose(run.task.class_weights, counts.sum() / (3 * counts), rtol=1e-6)

@@ -17,7 +17,8 @@ def segmentation_keys() -> dict[str, Any]:
         "crop_size": 480,
         "loss": {
             "auxiliary_weight": 0.2,  # of the loss of the auxiliary head
-            # Pairs (class, weight): (("sky", 2.0),); (): all classes weigh the same.
+            # "balanced", in inverse proportion to the training pixels, or pairs (class, weight):
+            # (("sky", 2.0),); (): all classes weigh the same.
             "class_weights": (),
         },
         "augment": {

@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from resnest_jax.data.label_tables import LabelTable, published_table
+import numpy as np
+
+from resnest_jax.data.label_tables import IGNORED, LabelTable, published_table
 from resnest_jax.data.sources import pascal_context
 from resnest_jax.data.sources.folder import subfolders
-from resnest_jax.data.sources.mask_checks import check_values, readable_pairs
+from resnest_jax.data.sources.mask_checks import THREADS, check_values, readable_pairs
 from resnest_jax.data.sources.mask_classes import read_table
 from resnest_jax.data.sources.mask_pairs import (
     MAT,
@@ -16,6 +19,7 @@ from resnest_jax.data.sources.mask_pairs import (
     folder_pairs,
     list_names,
     listed_pairs,
+    read_label_map,
 )
 from resnest_jax.data.sources.records import EVAL_SPLITS, Dataset
 from resnest_jax.errors import InputError
@@ -47,12 +51,27 @@ class MaskRecords:
         """Return the path of the image."""
         return self._pairs[index][0]
 
+    @property
+    def label_maps(self) -> list[str]:
+        """Paths of the label maps."""
+        return [path for _, path in self._pairs]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskDataset(Dataset):
     """Images with label maps, and the table of their labels."""
 
     table: LabelTable
+
+    def count_classes(self) -> np.ndarray:
+        """Return the number of training pixels of each class, int64 (classes,)."""
+
+        def count(path: str) -> np.ndarray:
+            labels = self.table.labels(read_label_map(path), path)
+            return np.bincount(labels[labels != IGNORED], minlength=len(self.class_names))
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return np.sum(list(pool.map(count, cast(MaskRecords, self.train).label_maps)), 0)
 
 
 class _Layout(NamedTuple):

@@ -52,6 +52,15 @@ class Dataset:
         """Return the labels of the training records, which are ``LabelledRecords``."""
         return cast(LabelledRecords, self.train).labels()
 
+    def count_classes(self) -> np.ndarray:
+        """Return the number of training examples of each class, int (classes,).
+
+        It may read every record.
+        """
+        labels = self.train_labels()
+        one_each = labels.ndim == 1
+        return np.bincount(labels, minlength=len(self.class_names)) if one_each else labels.sum(0)
+
 
 class Split(NamedTuple):
     """The records of one split, the class name of each label, and lines for the user."""

@@ -23,7 +23,7 @@ from resnest_jax.tasks.checks import (
     check_parallel_and_pretrained,
     check_source,
 )
-from resnest_jax.tasks.classification.balance import class_weights
+from resnest_jax.tasks.class_weights import class_weights
 from resnest_jax.tasks.classification.mixing import Mixing
 from resnest_jax.tasks.classification.multi_label import MultiLabel
 from resnest_jax.tasks.classification.task import Classification
@@ -75,7 +75,7 @@ def build(
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
     loss["class_weights"] = class_weights(
-        config.loss.class_weights, dataset.class_names, dataset.train_labels
+        config.loss.class_weights, dataset.class_names, dataset.count_classes, "images"
     )
     task = (MultiLabel if config.multi_label else Classification)(
         create_model(**fields),

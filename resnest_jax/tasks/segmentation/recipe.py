@@ -21,7 +21,7 @@ from resnest_jax.tasks.checks import (
     check_parallel_and_pretrained,
     check_source,
 )
-from resnest_jax.tasks.class_weights import named_weights
+from resnest_jax.tasks.class_weights import class_weights
 from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.parts import Parts
 from resnest_jax.tasks.segmentation.task import Segmentation
@@ -112,7 +112,9 @@ def make_task(config: ConfigDict, dataset: MaskDataset) -> Segmentation:
         config.crop_size,
         dataset.class_names,
         config.loss.auxiliary_weight,
-        named_weights(config.loss.class_weights, dataset.class_names),
+        class_weights(
+            config.loss.class_weights, dataset.class_names, dataset.count_classes, "pixels"
+        ),
         dataset.table.palette,
     )
 
