@@ -6,7 +6,7 @@
     python -m resnest_jax.evaluate --weights=deeplab.pth --dataset=ade20k:PATH --multi_scale
 
 A run is evaluated as in training, and other weights by the test of the published model: its crop
-and size. Classes are matched by name. The figures are printed as JSON; published_top1 is beside
+and size. Classes are matched by name; those of segmentation must be the same. The figures are printed as JSON; published_top1 is beside
 them where the data has ImageNet's classes.
 """
 
@@ -48,7 +48,8 @@ IMAGE_SIZE = arguments.define_image_size(FLAGS)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
-    "Images per step, or windows with --multi_scale; default: those of the run, or 64; 4 windows.",
+    "Images per step, or windows with --multi_scale; default: those of the run, or 64, of "
+    "segmentation 16; 4 windows per device.",
     lower_bound=1,
     flag_values=FLAGS,
 )

@@ -1,11 +1,15 @@
 """Files and directories of segmentation weights: what they hold is seen, or they say it."""
 
+import gzip
 import hashlib
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import segmentation_golden as golden
 from commands import assert_one_line, run
 
 import resnest_jax
@@ -15,7 +19,7 @@ from resnest_jax.weights import published
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.formats import write_file
-from resnest_jax.weights.segmentation import holds_segmenter, load_weights
+from resnest_jax.weights.segmentation import holds_segmenter, load_weights, recognise
 
 DEEPLAB = {"backbone": "resnest14", "num_classes": 59, "auxiliary": True}
 
@@ -66,6 +70,17 @@ def test_a_file_of_the_authors_is_recognised(name, fields, tmp_path):
     assert found.class_names[0] == "class 0"
     assert (found.config.crop_size, found.config.dataset, found.step) == (480, "", None)
     assert_holds(found, state_dict)
+
+
+@pytest.mark.parametrize("name", ["deeplab_resnest50_150aux", "fcn_resnest101_150aux"])
+def test_the_authors_own_lists_of_entries_are_recognised(name):
+    with gzip.open(golden.FOLDER / "state_dict_keys.json.gz") as file:
+        shapes = json.load(file)[name]
+    zeros = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes}
+    head, backbone, _ = name.split("_")
+    fields = {"name": golden.HEADS[head], "backbone": backbone}
+    expected = {**fields, "num_classes": 150, "auxiliary": True}
+    assert recognise(Path("any.pth"), zeros) == expected
 
 
 def test_conversion_and_back(plain, deeplab, tmp_path):

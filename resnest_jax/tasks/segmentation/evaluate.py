@@ -37,6 +37,7 @@ from resnest_jax.training.task import Batch, EvalOutput, Variables
 from resnest_jax.weights.card import check_class_names
 from resnest_jax.weights.segmentation import Segmenter
 
+BATCH = 16  # images at a time, of weights without a run
 WINDOWS = 4  # at a time on each device, by default
 
 
@@ -82,12 +83,12 @@ def run(segmenter: Segmenter, options: Options | None = None) -> dict[str, Any]:
         f"{len(dataset.eval)} images of {config.dataset}",
     )
     metric = ConfusionMatrix(len(dataset.class_names))
-    run_folder = segmenter.path if step else None
+    run_folder, usual = (segmenter.path, None) if step else (None, BATCH)
     if options.multi_scale:
         evaluator = make_evaluator(segmenter, options.batch_size)
         figures = _multi_scale(evaluator, dataset, loader_options(config, run_folder), metric)
     else:
-        loader = loader_options(config, run_folder, options.batch_size)
+        loader = loader_options(config, run_folder, options.batch_size or usual)
         figures = _single_scale(segmenter, dataset, loader, metric)
     if is_main():
         tell(report.table(metric, dataset.class_names))
