@@ -6,8 +6,8 @@
     python -m resnest_jax.evaluate --weights=deeplab.pth --dataset=ade20k:PATH --multi_scale
 
 A run is evaluated as in training, and other weights by the test of the published model: its crop
-and size. Classes are matched by name; those of segmentation must be the same. The figures are printed as JSON; published_top1 is beside
-them where the data has ImageNet's classes.
+and size. Classes are matched by name; those of segmentation must be the same. The figures are
+printed as JSON; published_top1 is beside them where the data has ImageNet's classes.
 """
 
 import json

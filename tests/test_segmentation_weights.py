@@ -151,6 +151,9 @@ def test_what_is_asked_for_must_be_there(plain, deeplab, tmp_path):
     write_file(tmp_path / "headless.safetensors", {"pretrained.fc.bias": np.zeros(2, np.float32)})
     with pytest.raises(InputError, match=r"there is no head\.block\.4\.weight or head\.conv5"):
         load_weights(None, str(tmp_path / "headless.safetensors"))
+    write_file(tmp_path / "odd.safetensors", deeplab, description={"backbone": "resnest14"})
+    with pytest.raises(InputError, match="is damaged: its metadata describe no model"):
+        load_weights(None, str(tmp_path / "odd.safetensors"))
     with pytest.raises(InputError, match="has 1000 names, but the weights have 59 classes"):
         convert(None, str(plain), tmp_path / "out", class_names="imagenet")
 

@@ -77,10 +77,13 @@ def read_model(source: Path) -> dict[str, Any]:
       InputError: if it is damaged.
     """
     try:
-        model = json.loads(_safetensors_facts(source)).get("model", {"name": ""})
-        return model if str(model["name"]) else {}
+        model = json.loads(_safetensors_facts(source)).get("model")
+        known = model is None or isinstance(model["name"], str)
     except (ValueError, AttributeError, KeyError, TypeError):
-        raise InputError(f"{source} is damaged: its metadata describe no model") from None
+        known, model = False, None
+    if not known:
+        raise InputError(f"{source} is damaged: its metadata describe no model")
+    return model or {}
 
 
 def write_card(folder: Path, card: Card) -> None:
