@@ -261,7 +261,7 @@ def test_damaged_initial_weights_are_refused(whole, data, tmp_path):
     with pytest.raises(InputError, match="have the backbone resnest14, not resnest26"):
         recipe.build(segmentation_data.tiny_config(data, **other)).pretrained()
     for load in (resnest_jax.load_pretrained, find_source):
-        with pytest.raises(InputError, match="are of segmentation, fcn"):
+        with pytest.raises(InputError, match="are of fcn, not of a classifier"):
             load(None, str(workdir))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError, import_package, one_line
 from resnest_jax.files import write_atomic, write_json, writing
+from resnest_jax.models.deeplab import HEADS
 from resnest_jax.weights.card import Card, safetensors_metadata, write_card
 from resnest_jax.weights.torch_files import read_torch, write_torch
 
@@ -106,15 +107,15 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
 
 def is_segmentation(description: Mapping[str, Any]) -> bool:
     """Return whether a model, described by its name and fields, is one of segmentation."""
-    return "backbone" in description
+    return description.get("name") in HEADS
 
 
 def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
-    """Raise InputError if weights are of a segmentation model."""
-    if is_segmentation(description):
+    """Raise InputError if weights are of a model on a backbone, as those of segmentation."""
+    if "backbone" in description:
         raise InputError(
-            f"weights {path} are of segmentation, {description['name']}; they are for evaluate, "
-            "predict, convert and the pretrained.weights of a run of segmentation"
+            f"weights {path} are of {description['name']}, not of a classifier; they are for "
+            "evaluate, predict, convert and the pretrained.weights of another such run"
         )
 
 
