@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -201,6 +202,15 @@ def test_evaluation_images_in_training_are_told(tmp_path):
     dataset = open_masks(f"voc:{tmp_path}", train_split="trainval")
     assert len(dataset.train) == 3
     assert "1 of the 1 evaluation images are also in the training split" in dataset.notes[-1]
+
+
+def test_evaluation_needs_no_training_split(tmp_path):
+    write_ade20k(tmp_path)
+    shutil.rmtree(tmp_path / "ADEChallengeData2016/images/training")
+    with pytest.raises(InputError, match="train_split 'auto'"):
+        open_masks(f"ade20k:{tmp_path}")
+    dataset = open_masks(f"ade20k:{tmp_path}", training=False)
+    assert (len(dataset.train), len(dataset.eval), len(dataset.class_names)) == (0, 2, 150)
 
 
 @pytest.mark.parametrize(

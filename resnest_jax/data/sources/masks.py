@@ -93,7 +93,12 @@ class _Layout(NamedTuple):
 
 
 def open_masks(
-    name: str, *, train_split: str = "auto", eval_split: str = "auto", max_unreadable: int = 0
+    name: str,
+    *,
+    train_split: str = "auto",
+    eval_split: str = "auto",
+    max_unreadable: int = 0,
+    training: bool = True,
 ) -> MaskDataset:
     """Open images with label maps, and check them: every pair, and the values of some label maps.
 
@@ -114,6 +119,7 @@ def open_masks(
       train_split, eval_split: name of a folder or list; ``auto`` is the first that exists of
         ``training`` and ``train``, and of ``validation``, ``val`` and ``test``.
       max_unreadable: largest number of unreadable files in a split; training skips them.
+      training: False: leave the training split empty, unless the classes are seen from it.
 
     Raises:
       InputError: if the layout is another, a split is missing or empty, an image has no label map
@@ -127,10 +133,9 @@ def open_masks(
     layout = _LAYOUTS[kind]
     root = _find_root(local_path(f"dataset {kind}:PATH", path), layout)
     notes: list[str] = []
-    train, held_out = (
-        _open_split(root, layout, field, split, notes)
-        for field, split in (("train_split", train_split), ("eval_split", eval_split))
-    )
+    needed = training or kind == OWN
+    train = _open_split(root, layout, "train_split", train_split, notes) if needed else []
+    held_out = _open_split(root, layout, "eval_split", eval_split, notes)
     readable = [readable_pairs(pairs, max_unreadable, notes) for pairs in (train, held_out)]
     table = read_table(root, readable[0], notes) if kind == OWN else published_table(kind)
     for pairs in readable:

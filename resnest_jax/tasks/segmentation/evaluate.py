@@ -72,7 +72,7 @@ def run(segmenter: Segmenter, options: Options | None = None) -> dict[str, Any]:
     if not config.dataset:
         raise InputError(f"dataset is missing: give --dataset, {recipe.DATASETS}")
     with main_first():
-        dataset = recipe.open_dataset(config)
+        dataset = recipe.open_dataset(config, training=False)
     _check_classes(segmenter, dataset)
     if options.output and is_main():  # before the work
         make_folder("output", options.output)

@@ -62,13 +62,14 @@ def check_scales(config: ConfigDict) -> None:
         raise InputError(f"evaluation.scales must be numbers in (0, 8]; got {scales}")
 
 
-def open_dataset(config: ConfigDict) -> MaskDataset:
-    """Open the data set that the config names."""
+def open_dataset(config: ConfigDict, *, training: bool = True) -> MaskDataset:
+    """Open the data set that the config names, maybe without its training split."""
     return open_masks(
         config.dataset,
         train_split=config.train_split,
         eval_split=config.eval_split,
         max_unreadable=config.loader.max_unreadable,
+        training=training,
     )
 
 
