@@ -42,7 +42,7 @@ def define_weights(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
 
 
 def define_image_size(command: flags.FlagValues) -> flags.FlagHolder[int | None]:
-    """Define ``--image_size`` of the commands that classify or export."""
+    """Define ``--image_size`` of the commands that classify."""
     return flags.DEFINE_integer(
         "image_size",
         None,
@@ -92,6 +92,23 @@ def sizes(
             f"--{several.name} must be sides such as 224,256; got {','.join(several.value)}"
         )
     return tuple(map(int, several.value))
+
+
+def height_and_width(flag: flags.FlagHolder[list[str] | None]) -> tuple[int, int] | None:
+    """Return the height and width that a flag gives as SIDE or HEIGHT,WIDTH, or None.
+
+    Raises:
+      InputError: if it gives something else, or less than the models take.
+    """
+    if flag.value is None:
+        return None
+    sides = [int(side) for side in flag.value if side.isdecimal()]
+    if len(sides) != len(flag.value) or len(sides) not in (1, 2) or min(sides) < MIN_SIZE:
+        raise InputError(
+            f"--{flag.name} must be a side of at least {MIN_SIZE} pixels, or height,width; "
+            f"got {','.join(flag.value)}"
+        )
+    return sides[0], sides[-1]
 
 
 def define_predictions(command: flags.FlagValues) -> flags.FlagHolder[str | None]:

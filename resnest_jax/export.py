@@ -3,22 +3,25 @@
     python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.onnx
     python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.stablehlo
     python -m resnest_jax.export --weights=runs/digits --output=digits.stablehlo
+    python -m resnest_jax.export --weights=runs/ade20k --image_size=512,683 --output=ade20k.onnx
 
-FILE is a source for ``resnest_jax.load_pretrained``: a file, or the directory of a run,
-which names its model. Both formats have the weights inside and the batch norms folded, and take any
-batch size B; the images have the size of the model's published test, or of the run.
+FILE is a source for ``resnest_jax.load_pretrained``: a file, or the directory of a run, which names
+its model; or a file of a segmentation model. Both formats have the weights inside and the batch
+norms folded, and take any batch size B; the images have the height H and width W of the model's
+published test, of the run (of segmentation its crop_size), or of --image_size.
 
-ONNX, opset 18 (needs the extra ``onnx``): ``images``, float32 RGB (B, 3, S, S) for
-S = --image_size, normalized by the mean and the std in the metadata, to ``logits``, float32
-(B, num_classes). With onnxruntime:
+ONNX, opset 18 (needs the extra ``onnx``): ``images``, float32 RGB (B, 3, H, W), normalized by the
+mean and the std in the metadata, to ``logits``, float32 (B, num_classes), of segmentation
+(B, num_classes, H, W). With onnxruntime:
 
     session = onnxruntime.InferenceSession("resnest50.onnx")
     metadata = session.get_modelmeta().custom_metadata_map  # image_size, mean, std, class_names
     (logits,) = session.run(None, {"images": images})
 
-StableHLO, as ``jax.export`` serialises it: RGB images, uint8 (B, S, S, 3) in 0..255, to the same
-logits; ImageNet's normalization is part of it. If the names of the classes are known, a .json file
-beside it holds them. With only jax and flatbuffers installed:
+StableHLO, as ``jax.export`` serialises it: RGB images, uint8 (B, H, W, 3) in 0..255, to the same
+logits, of segmentation (B, H, W, num_classes); ImageNet's normalization is part of it. If the
+names of the classes are known, a .json file beside it holds them. With only jax and flatbuffers
+installed:
 
     import jax
     from jax import export
@@ -37,6 +40,7 @@ from resnest_jax.weights import exports
 
 FLAGS = flags.FlagValues()
 MODEL = arguments.define_model(FLAGS)
+BACKBONE = arguments.define_backbone(FLAGS)
 WEIGHTS = arguments.define_weights(FLAGS)
 CHECKPOINT = arguments.define_checkpoint(FLAGS)
 OUTPUT = flags.DEFINE_string(
@@ -46,7 +50,12 @@ OUTPUT = flags.DEFINE_string(
     required=True,
     flag_values=FLAGS,
 )
-IMAGE_SIZE = arguments.define_image_size(FLAGS)
+IMAGE_SIZE = flags.DEFINE_list(
+    "image_size",
+    None,
+    "Side of the images, or height,width; default: that of the published test, or of the run.",
+    flag_values=FLAGS,
+)
 PLATFORMS = flags.DEFINE_list(
     "platforms",
     None,
@@ -68,8 +77,9 @@ def main(_: list[str]) -> None:
         MODEL.value,
         WEIGHTS.value,
         arguments.local_path(OUTPUT),
+        backbone=BACKBONE.value,
         checkpoint=CHECKPOINT.value,
-        image_size=IMAGE_SIZE.value,
+        image_size=arguments.height_and_width(IMAGE_SIZE),
         platforms=PLATFORMS.value,
         dtype=DTYPE.value,
     )

@@ -108,7 +108,7 @@ def test_form_is_that_of_the_platform(platforms, resnest14):
     """Windows and grouped convolutions, except for CPU alone; logits are equal."""
     model, variables, _ = resnest14
     model = model.clone(implementation="split")  # as a run on CPU may choose
-    exported = stablehlo.export(model, variables, SIZE, platforms)
+    exported = stablehlo.export(model, variables, (SIZE, SIZE), platforms)
     text = exported.mlir_module()
     assert ("feature_group_count = 2" in text) == (platforms != ["cpu"])
     assert ("reduce_window" in text) == (platforms != ["cpu"])

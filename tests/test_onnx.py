@@ -16,7 +16,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import MODELS
 from resnest_jax.weights.exports import export_file
 from resnest_jax.weights.onnx import export
-from resnest_jax.weights.onnx_primitives import convert
+from resnest_jax.weights.onnx_translation import convert
 
 NARROW = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 10, "stage_sizes": (1, 1, 1, 1)}
 # Model, fields, size of the images.
@@ -31,24 +31,45 @@ FAMILIES = {
     "se": ("seresnet50", {}, 33),
     "sk": ("skresnet50", {}, 33),
 }
+# Model, backbone, fields, height and width of the images.
+SEGMENTATION = {
+    "deeplabv3": ("deeplabv3", "resnest14", {"auxiliary": True}, (64, 47)),
+    "stride 16": ("deeplabv3", "resnet50", {"output_stride": 16}, (33, 65)),
+    "one row": ("deeplabv3", "resnest14_fast_2s2x64d", {"output_stride": 32}, (32, 49)),
+    "fcn": ("fcn", "resnet50", {"auxiliary": True, "remat": (1, 2)}, (47, 33)),
+    "fcn, stride 16": ("fcn", "resnest14", {"output_stride": 16, "norm": "frozen"}, (35, 65)),
+}
 OPERATORS = {"Conv", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Mul", "Split"}
 OPERATORS |= {"Softmax", "Sigmoid", "Reshape", "Transpose", "Gemm"}
 
 
 def run(model, images):
-    """Return ONNX Runtime's output for images (B, H, W, C)."""
+    """Return ONNX Runtime's output, channels last, for images (B, H, W, C)."""
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    return session.run(None, {"images": np.moveaxis(images, -1, 1)})[0]
+    (output,) = session.run(None, {"images": np.moveaxis(images, -1, 1)})
+    return np.moveaxis(output, 1, -1)
 
 
-def assert_same_output(model, variables, images):
-    exported = export(model, variables, images.shape[1], {})
+def assert_same_output(model, variables, images, tolerance=1e-4):
+    exported = export(model, variables, images.shape[1:3], {})
     expected = np.asarray(jax.jit(model.apply)(variables, images))
     for batch in (len(images), 1):
         output = run(exported, images[:batch])
         assert output.shape == expected[:batch].shape
-        assert np.abs(output - expected[:batch]).max() < 1e-4 * np.abs(expected).max()
+        assert np.abs(output - expected[:batch]).max() < tolerance * np.abs(expected).max()
     return exported
+
+
+def assert_same_function(function):
+    """Check the model of a function of images (B, 4, 4, 4), sizes that can be mixed up."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 4, 4, 4), jnp.float32)
+    with jax.numpy_rank_promotion("allow"):
+        model = convert(function, shape, ("images", "y"), {})
+        images = golden.images((2, 4, 4), 1).repeat(2, -1)[..., :4]
+        expected = function(images)
+    np.testing.assert_allclose(run(model, images), expected, rtol=1e-5, atol=1e-5)
+    return model
 
 
 def count(model):
@@ -72,7 +93,7 @@ def test_runtime_has_the_same_logits(family):
 def test_graph_has_no_other_node_than_the_network():
     """Four blocks, each with a shortcut, three with pools; biases are in the convolutions."""
     model, variables = golden.build("resnest14", NARROW)
-    exported = export(model, variables, 64, {"model": "resnest14"})
+    exported = export(model, variables, (64, 64), {"model": "resnest14"})
     assert count(exported) == {
         "Conv": 3 + 4 * 6,
         "Relu": 3 + 4 * 4,
@@ -95,6 +116,47 @@ def test_graph_has_no_other_node_than_the_network():
     assert (batch.dim_param, [dim.dim_value for dim in image]) == ("batch", [3, 64, 64])
 
 
+@pytest.mark.parametrize("case", SEGMENTATION)
+def test_runtime_has_the_same_logits_of_pixels(case):
+    name, backbone, fields, size = SEGMENTATION[case]
+    model, variables = golden.build(name, NARROW | {"backbone": backbone} | fields)
+    exported = assert_same_output(model, variables, golden.images((2, *size), 1), 1e-5)
+    operators = count(exported)
+    assert set(operators) <= OPERATORS | {"Concat", "Expand", "MatMul"}
+    assert operators["Conv"] == sum(
+        leaf.ndim == 4
+        for part in ("backbone", "head")
+        for leaf in jax.tree.leaves(variables["params"][part])
+    )
+    pyramid, one_row = name == "deeplabv3", case == "one row"  # a row is repeated
+    assert operators["MatMul"] == 2 - one_row
+    assert (operators["Concat"], operators["Expand"]) == (pyramid, pyramid + one_row)
+
+
+@pytest.mark.parametrize(
+    "product", ["bhwc,oh->bowc", "bhwc,wo->bohc", "oc,bhwc->bwho", "ho,bhwc->bwco"]
+)
+def test_products_along_any_axis(product):
+    matrix = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+
+    def function(x):
+        return jnp.einsum(product, *((x, matrix) if product[0] == "b" else (matrix, x)))
+
+    assert count(assert_same_function(function))["MatMul"] == 1
+
+
+def test_products_and_concatenations_of_means():
+    matrix = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+
+    def function(x):
+        columns = jnp.concatenate([x, jnp.mean(x, 2, keepdims=True)], 2)
+        mean = jnp.mean(x, (1, 2))
+        mean = jnp.concatenate([(matrix @ mean.T).T, mean @ matrix], 1)
+        return jnp.concatenate([columns, columns], 3) * mean[:, None, None]
+
+    assert_same_function(function)
+
+
 def test_operations_in_other_layouts():
     """What no network of the zoo does yet: axes are never taken for others of equal size."""
 
@@ -106,14 +168,7 @@ def test_operations_in_other_layouts():
         y = jnp.maximum(softmax - other, mean).transpose(0, 3, 1, 2) + 2 * x / jnp.arange(1.0, 5.0)
         return (y * x.reshape(-1, 16, 4).swapaxes(1, 2).reshape(x.shape)).sum(1)
 
-    (batch,) = jax.export.symbolic_shape("batch")
-    shape = jax.ShapeDtypeStruct((batch, 4, 4, 4), jnp.float32)
-    with jax.numpy_rank_promotion("allow"):
-        model = convert(function, shape, ("images", "y"), {})
-        images = golden.images((2, 4, 4), 1).repeat(2, -1)[..., :4]
-        expected = np.moveaxis(function(images), -1, 1)
-    assert count(model)["Softmax"] == 1
-    np.testing.assert_allclose(run(model, images), expected, rtol=1e-5, atol=1e-5)
+    assert count(assert_same_function(function))["Softmax"] == 1
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
@@ -124,7 +179,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path, monkeypatch):
             convert(function, images, ("images", "y"), {})
     grey = {"params": {"stem": {"conv1": {"kernel": np.zeros((3, 3, 1, 8))}}}}
     with pytest.raises(InputError, match="RGB"):
-        export(resnest_jax.create_model("resnest14"), grey, 64, {})
+        export(resnest_jax.create_model("resnest14"), grey, (64, 64), {})
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match=r"onnx.*resnest_jax\[onnx\]"):
         export_file("resnest14", "absent", tmp_path / "model.onnx", image_size=64)

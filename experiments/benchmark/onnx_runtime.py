@@ -24,7 +24,7 @@ def programs(model, images: jax.Array) -> dict[str, Program]:
         print("ONNX Runtime is skipped: exports are float32")
         return {}
     variables = random_variables(model, images)
-    content = onnx.export(model, variables, images.shape[1], {}).SerializeToString()
+    content = onnx.export(model, variables, images.shape[1:3], {}).SerializeToString()
     present = onnxruntime.get_available_providers()
     providers = [name for name in PROVIDERS if name in present]
     options = onnxruntime.SessionOptions()

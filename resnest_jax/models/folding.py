@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnest_jax.errors import InputError
+from resnest_jax.models.backbone import backbone_of, clone_backbone
 from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.layers import winograd
 from resnest_jax.models.layers.normalization import BatchNorm
@@ -19,7 +20,7 @@ from resnest_jax.models.resnest import ResNeSt
 OTHER_CONVOLUTIONS = {"bn0": "conv", "bn1": "fc1"}
 
 Path = tuple[str, ...]
-Model = TypeVar("Model", ResNeSt, SegmentationModel)
+Model = TypeVar("Model", bound=ResNeSt | SegmentationModel)
 
 
 def fold(model: Model, variables: Mapping) -> tuple[Model, dict]:
@@ -40,7 +41,8 @@ def fold(model: Model, variables: Mapping) -> tuple[Model, dict]:
     Raises:
       InputError: if the model is already folded, or a batch norm does not have one convolution.
     """
-    backbone, scope = (model, ()) if isinstance(model, ResNeSt) else (model.backbone, ("backbone",))
+    backbone = backbone_of(model)
+    scope = () if backbone is model else ("backbone",)
     if backbone.norm == "folded":
         raise InputError("model field norm is already 'folded'; fold a 'batch' or 'frozen' model")
     params: dict[Path, Any]
@@ -64,10 +66,7 @@ def fold(model: Model, variables: Mapping) -> tuple[Model, dict]:
         path: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), leaf)
         for path, leaf in params.items()
     }
-    folded: Any = backbone.clone(norm="folded")
-    if not isinstance(model, ResNeSt):
-        folded = model.clone(backbone=folded)
-    return folded, {"params": unflatten_dict(params)}
+    return clone_backbone(model, norm="folded"), {"params": unflatten_dict(params)}
 
 
 def _convolution_before(norm: Path, params: Mapping[Path, np.ndarray]) -> Path:

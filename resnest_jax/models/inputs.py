@@ -36,8 +36,9 @@ def denormalize(images: np.ndarray) -> np.ndarray:
 
 
 def input_channels(variables: Mapping[str, Any]) -> int:
-    """Return the channels of the images that a ``ResNeSt`` with these variables takes."""
-    return variables["params"]["stem"]["conv1"]["kernel"].shape[2]
+    """Return the channels of the images that a model with these variables takes."""
+    params = variables["params"]
+    return params.get("backbone", params)["stem"]["conv1"]["kernel"].shape[2]
 
 
 def check_rgb(variables: Mapping[str, Any]) -> None:

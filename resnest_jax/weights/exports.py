@@ -2,18 +2,37 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from resnest_jax.data.imagenet import readable
 from resnest_jax.errors import InputError, import_package
 from resnest_jax.files import check_output, write_atomic, write_json, writing
+from resnest_jax.models.backbone import clone_backbone
 from resnest_jax.weights import stablehlo
 from resnest_jax.weights.card import Card
-from resnest_jax.weights.classifier import Source, find_source, load_classifier
+from resnest_jax.weights.classifier import find_source, load_classifier
+from resnest_jax.weights.segmentation import holds_segmenter, load_weights
+from resnest_jax.weights.torch_names import Network
 
 STABLEHLO, ONNX = ".stablehlo", ".onnx"
+
+
+class _Weights(NamedTuple):
+    """Weights to export.
+
+    Attributes:
+      names: the name of the model as ``model``, of segmentation also its ``backbone``.
+      card: names and colours of the classes, and the crop of test images, as far as known.
+      image_size: side of the test images; of segmentation that of the windows.
+    """
+
+    names: dict[str, str]
+    model: Network
+    variables: dict[str, Any]
+    card: Card
+    image_size: int
 
 
 def export_file(
@@ -21,8 +40,9 @@ def export_file(
     weights: str | None,
     output: Path,
     *,
+    backbone: str | None = None,
     checkpoint: str = "last",
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     platforms: Sequence[str] | None = None,
     dtype: str | None = None,
 ) -> str:
@@ -31,9 +51,11 @@ def export_file(
     They are metadata of an .onnx file; beside a .stablehlo file they are in a .json file.
 
     Args:
-      name, weights, checkpoint: as in ``find_source``.
+      name, weights, checkpoint: as in ``find_source``, or of segmentation in ``load_weights``.
       output: file to write, ending in .stablehlo or .onnx.
-      image_size: side of the images in pixels; None: that of the published test, or of the run.
+      backbone: of segmentation, see ``load_weights``.
+      image_size: side of the images in pixels, or height and width; None: that of the published
+        test, or of the run, of segmentation its ``crop_size``.
       platforms: those of a .stablehlo file, see ``stablehlo.export``; None is cpu, cuda, tpu.
       dtype: dtype of the activations in a .stablehlo file; None is float32.
 
@@ -55,17 +77,17 @@ def export_file(
     else:
         platforms = stablehlo.DEFAULT if platforms is None else platforms
         stablehlo.check_platforms(platforms)
-    source = find_source(name, weights, checkpoint)
-    size = source.image_size if image_size is None else image_size
-    facts = _facts(source, size)
+    found = _load(name, weights, checkpoint, backbone)
+    model = clone_backbone(found.model, dtype=jnp.dtype(dtype or "float32"))
+    size = found.image_size if image_size is None else image_size
+    size = size if isinstance(size, tuple) else (size, size)
+    facts = found.card.to_dict() | {"image_size": size[0] if size[0] == size[1] else size}
     if output.suffix == ONNX:
         from resnest_jax.weights import onnx
 
-        model, variables, _ = load_classifier(source)
-        content, about = onnx.serialize(model, variables, size, {"model": source.name, **facts})
+        content, about = onnx.serialize(model, found.variables, size, found.names | facts)
     else:
-        model, variables, _ = load_classifier(source, dtype=jnp.dtype(dtype or "float32"))
-        content, about = stablehlo.serialize(model, variables, size, platforms or ())
+        content, about = stablehlo.serialize(model, found.variables, size, platforms or ())
     with writing("output", output):
         write_atomic(output, content)
         if output.suffix == STABLEHLO and "class_names" in facts:
@@ -73,11 +95,29 @@ def export_file(
     return f"{output}: {about}; {output.stat().st_size / 1e6:.1f} MB"
 
 
-def _facts(source: Source, image_size: int) -> dict[str, Any]:
-    """Return class names to read, size and crop of the images, as far as they are known."""
+def _load(name: str | None, weights: str | None, checkpoint: str, backbone: str | None) -> _Weights:
+    if holds_segmenter(name, weights):
+        return _segmenter(name, weights, checkpoint, backbone)
+    if backbone is not None:
+        raise InputError(f"backbone {backbone}: only a segmentation model has one; leave it out")
+    return _classifier(name, weights, checkpoint)
+
+
+def _segmenter(
+    name: str | None, weights: str | None, checkpoint: str, backbone: str | None
+) -> _Weights:
+    found = load_weights(name, weights, checkpoint, backbone=backbone)
+    names = {"model": found.description["name"], "backbone": found.description["backbone"]}
+    card = Card(found.card.class_names, palette=found.card.palette)
+    return _Weights(names, found.model, found.variables, card, found.config.crop_size)
+
+
+def _classifier(name: str | None, weights: str | None, checkpoint: str) -> _Weights:
+    source = find_source(name, weights, checkpoint)
+    model, variables, _ = load_classifier(source)
     names = source.card.class_names
-    card = Card(tuple(readable(names)) if names else None, image_size, source.card.crop)
-    return card.to_dict()
+    card = Card(tuple(readable(names)) if names else None, crop=source.card.crop)
+    return _Weights({"model": source.name}, model, variables, card, source.image_size)
 
 
 def _check_output(output: Path) -> None:

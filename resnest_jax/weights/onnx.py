@@ -10,38 +10,43 @@ import jax.export
 import jax.numpy as jnp
 from onnx import ModelProto
 
+from resnest_jax.models.backbone import clone_backbone
 from resnest_jax.models.folding import fold
 from resnest_jax.models.inputs import MEAN, STD, check_rgb
 from resnest_jax.models.layers.platforms import ONNX
-from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.weights.onnx_graph import OPSET
-from resnest_jax.weights.onnx_primitives import convert
+from resnest_jax.weights.onnx_translation import convert
+from resnest_jax.weights.torch_names import Network
 
 
 def export(
-    model: ResNeSt, variables: Mapping[str, Any], image_size: int, metadata: Mapping[str, Any]
+    model: Network,
+    variables: Mapping[str, Any],
+    size: tuple[int, int],
+    metadata: Mapping[str, Any],
 ) -> ModelProto:
-    """Export the folded model as a function of normalized images (B, 3, S, S), B free.
+    """Export the folded model as a function of normalized images (B, 3, H, W), B free.
 
-    The input is ``images``, float32 RGB; the output ``logits``, float32 (B, num_classes), or
-    ``features`` of a model without head.
+    The input is ``images``, float32 RGB; the output ``logits``, float32 (B, num_classes), of
+    segmentation (B, num_classes, H, W), or ``features`` of a model without head.
 
     Args:
       variables: ``{"params", "batch_stats"}``; they become part of the file.
-      image_size: S.
-      metadata: values to store besides ``image_size``, ``mean`` and ``std`` (of RGB in 0..255);
-        what is not a string is stored as JSON.
+      size: H and W.
+      metadata: values to store besides ``mean`` and ``std`` (of RGB in 0..255); what is not a
+        string is stored as JSON.
 
     Raises:
       InputError: if the model does not take RGB images, or has an operation without translation.
     """
     check_rgb(variables)
-    model = model.clone(platform=ONNX, implementation="auto", remat=(), dtype=jnp.float32)
+    settings: dict[str, Any] = {"implementation": "auto", "remat": (), "dtype": jnp.float32}
+    model = clone_backbone(model, platform=ONNX, **settings)
     folded, variables = fold(model, variables)
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
     mean, std = ([round(float(value), 3) for value in values] for values in (MEAN, STD))
-    values = {**metadata, "image_size": image_size, "mean": mean, "std": std}
+    values = {**metadata, "mean": mean, "std": std}
     return convert(
         partial(folded.apply, variables),
         images,
@@ -51,13 +56,20 @@ def export(
 
 
 def serialize(
-    model: ResNeSt, variables: Mapping[str, Any], image_size: int, metadata: Mapping[str, Any]
+    model: Network,
+    variables: Mapping[str, Any],
+    size: tuple[int, int],
+    metadata: Mapping[str, Any],
 ) -> tuple[bytes, str]:
     """Return the content of a file and a line about it; arguments are those of ``export``."""
-    exported = export(model, variables, image_size, metadata)
-    classes = exported.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    exported = export(model, variables, size, metadata)
+    graph = exported.graph
+    images, logits = (
+        ", ".join(str(dim.dim_value) for dim in value.type.tensor_type.shape.dim[1:])
+        for value in (*graph.input, *graph.output)
+    )
     about = (
-        f"normalized float32 images (B, 3, {image_size}, {image_size}) to logits "
-        f"(B, {classes}), ONNX opset {OPSET}, {len(exported.graph.node)} nodes"
+        f"normalized float32 images (B, {images}) to logits (B, {logits}), ONNX opset {OPSET}, "
+        f"{len(graph.node)} nodes"
     )
     return exported.SerializeToString(), about

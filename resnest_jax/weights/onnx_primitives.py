@@ -1,24 +1,25 @@
-"""Translate functions of JAX to ONNX, primitive by primitive.
+"""Rules that translate JAX's primitives to nodes of ONNX.
 
 Tensors of images stay channels first from the input to the output. A bias becomes part of its
 convolution; sums over windows and images become means, whose scale cancels with the division that
 follows; exp(x - max(x)) / sum(exp(x - max(x))) becomes one softmax.
+
+A rule takes the graph, the equation and its operands, and returns the results, or None for unknown
+cases. Operands of elementwise operations have equal ranks, or one is a scalar constant.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
-import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
-from onnx import ModelProto
+from jax.extend.core import JaxprEqn
 
-from resnest_jax.errors import InputError
 from resnest_jax.models.layers.activation import relu
 from resnest_jax.weights.onnx_graph import (
     BATCH,
+    Axes,
     Graph,
     Operand,
     Shape,
@@ -29,92 +30,18 @@ from resnest_jax.weights.onnx_graph import (
     sizes,
 )
 
-# Primitives that only call a function -> their parameter that holds it.
-CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
-
-
-def convert(
-    function: Callable[..., Any],
-    images: jax.ShapeDtypeStruct,
-    names: tuple[str, str],
-    metadata: Mapping[str, str],
-) -> ModelProto:
-    """Convert a function of images and its result, channels last, to a model, channels first.
-
-    Args:
-      images: shape (B, H, W, C) with a symbolic B, float32.
-      names: names of the input and the output.
-      metadata: strings to store in the model.
-
-    Raises:
-      InputError: if a primitive of the function has no translation.
-    """
-    traced = jax.make_jaxpr(function)(images)
-    graph = Graph()
-    shape = _static(images)
-    x = Tensor(names[0], shape, channels_first(len(shape)))
-    (y,) = _translate(graph, traced.jaxpr, traced.consts, [x])
-    axes = channels_first(len(y.shape))
-    outputs = {names[1]: (graph.align(y, axes), sizes(y.shape, axes))}
-    return graph.model({x.name: sizes(shape, x.axes)}, outputs, metadata)
-
-
-def _translate(
-    graph: Graph, jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Operand]
-) -> list[Operand]:
-    """Add the nodes of a function to the graph; return its results."""
-    values = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
-    values |= dict(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom: Any) -> Operand:
-        return np.asarray(atom.val) if isinstance(atom, Literal) else values[atom]
-
-    scope = graph.scope
-    for eqn in jaxpr.eqns:
-        modules = str(eqn.source_info.name_stack).split("/")
-        # Flax adds methods to the modules, such as stem.setup.
-        graph.scope = "/".join([scope, *(name for name in modules if "." not in name)]).strip("/")
-        results = _apply(graph, eqn, [read(atom) for atom in eqn.invars])
-        values |= dict(zip(eqn.outvars, results, strict=True))
-    graph.scope = scope
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _apply(graph: Graph, eqn: JaxprEqn, inputs: list[Operand]) -> Sequence[Operand]:
-    """Return the results of one equation; those of constants are constants."""
-    name, results = eqn.primitive.name, None
-    if name == "jit" and eqn.params["name"] == relu.__name__:
-        return [_unary("Relu", graph, eqn, cast(Tensor, inputs[0]))]
-    if name in CALLS:
-        function = eqn.params[CALLS[name]]
-        return _translate(graph, function.jaxpr, function.consts, inputs)
-    if any(isinstance(x, Tensor) for x in inputs):
-        results = RULES[name](graph, eqn, *inputs) if name in RULES else None
-    elif all(BATCH not in _static(out.aval) for out in eqn.outvars):
-        results = jax.tree.map(np.asarray, eqn.primitive.bind(*inputs, **eqn.params))
-    if results is None:
-        found = ", ".join(str(atom.aval) for atom in eqn.invars)
-        raise InputError(f"the model cannot be exported to ONNX: it has JAX's {name} of {found}")
-    return results if isinstance(results, list) else [results]
-
-
-def _static(array: Any) -> Shape:
-    """Return the shape of an array, with ``BATCH`` for sizes that depend on the batch."""
-    return tuple(size if isinstance(size, int) else BATCH for size in array.shape)
-
-
-# Rules: the graph, the equation and its operands -> its results, or None for unknown cases.
-# Operands of elementwise operations have equal ranks, or one is a scalar constant.
-
 
 def _elementwise(op: str, graph: Graph, eqn: JaxprEqn, *operands: Operand) -> Tensor:
     shape = _result(eqn)
-    axes = channels_first(len(shape))
-    for x in operands[::-1]:
-        if isinstance(x, Tensor) and set(large(shape)) <= set(x.axes):
-            axes = x.axes
+    axes = _common_axes(operands, shape)
     inputs = [graph.align(_of_rank(x, len(shape)), axes) for x in operands]
     return Tensor(graph.add(op, inputs)[0], shape, axes)
+
+
+def _common_axes(operands: Sequence[Operand], shape: Shape) -> Axes:
+    """Return the axes of the first operand that has all the large ones of the result."""
+    found = (x.axes for x in operands if isinstance(x, Tensor) and set(large(shape)) <= set(x.axes))
+    return next(found, channels_first(len(shape)))
 
 
 def _of_rank(x: Operand, rank: int) -> Operand:
@@ -251,13 +178,28 @@ def _window_sum(graph: Graph, eqn: JaxprEqn, x: Tensor) -> Tensor | None:
     return mean and _scale(graph, mean, count, np.multiply)
 
 
-def _product(graph: Graph, eqn: JaxprEqn, x: Operand, kernel: Operand) -> Tensor | None:
-    """Multiply (B, C) by a constant matrix."""
-    matrices = eqn.params["dimension_numbers"] == (((1,), (0,)), ((), ())) and len(x.shape) == 2
-    if not matrices or not isinstance(kernel, np.ndarray):
+def _product(graph: Graph, eqn: JaxprEqn, *operands: Operand) -> Tensor | None:
+    """Multiply by a constant matrix, along one axis."""
+    contracted, batched = eqn.params["dimension_numbers"]
+    x, matrix = _tensor_first(*operands)
+    one_axis = len(contracted[0]) == 1 and not batched[0]
+    if not one_axis or isinstance(matrix, Tensor) or matrix.ndim != 2:
         return None
-    inputs = [graph.align(x, (0, 1)), graph.constant(kernel, "weight")]
-    return Tensor(graph.add("Gemm", inputs)[0], _result(eqn), (0, 1))
+    tensor_first = x is operands[0]
+    (axis,), (place,) = contracted if tensor_first else contracted[::-1]
+    weight = matrix if place == 0 else matrix.T  # (old, new)
+    others = [other for other in range(len(x.shape)) if other != axis]
+    if len(others) > 1 and x.axes[-2:-1] == (axis,):
+        axes = x.axes
+        (name,) = graph.add("MatMul", [graph.constant(weight.T, "weight"), x.name])
+    else:
+        axes = x.axes if len(others) > 1 and x.axes[-1:] == (axis,) else (*others, axis)
+        inputs = [graph.align(x, axes), graph.constant(weight, "weight")]
+        (name,) = graph.add("Gemm" if len(others) == 1 else "MatMul", inputs)
+    # The result has the other axes of the first operand, then those of the second.
+    order = [*others, axis] if tensor_first else [axis, *others]
+    new = {old: new for new, old in enumerate(order)}
+    return Tensor(name, x.shape, axes).renamed(new, _result(eqn))
 
 
 def _reduce(op: str, graph: Graph, eqn: JaxprEqn, x: Tensor) -> Tensor | None:
@@ -283,6 +225,14 @@ def _reshape(graph: Graph, eqn: JaxprEqn, x: Tensor) -> Tensor:
         return x.renamed(dict(zip(old, new, strict=True)), shape)
     name = graph.align(x, tuple(range(len(x.shape))))
     return Tensor(graph.reshape(name, shape), shape, tuple(range(len(shape))))
+
+
+def _concatenate(graph: Graph, eqn: JaxprEqn, *operands: Operand) -> Tensor:
+    shape = _result(eqn)
+    axes = _common_axes(operands, shape)
+    inputs = [graph.align(x, axes) for x in operands]
+    place = axes.index(eqn.params["dimension"])
+    return Tensor(graph.add("Concat", inputs, axis=place)[0], shape, axes)
 
 
 def _without(x: Tensor, dropped: Sequence[int]) -> dict[int, int]:
@@ -319,17 +269,28 @@ def _split(graph: Graph, eqn: JaxprEqn, x: Tensor) -> list[Tensor]:
         return [x]
     inputs = [x.name, graph.constant(np.array(parts), "sizes")]
     names = graph.add("Split", inputs, len(parts), axis=x.axes.index(axis))
-    shapes = [_static(out.aval) for out in eqn.outvars]
+    shapes = [static_shape(out.aval) for out in eqn.outvars]
     return [Tensor(name, shape, x.axes) for name, shape in zip(names, shapes, strict=True)]
 
 
 def _result(eqn: JaxprEqn) -> Shape:
-    return _static(eqn.outvars[0].aval)
+    return static_shape(eqn.outvars[0].aval)
 
 
-RULES: dict[str, Callable[..., Tensor | list[Tensor] | None]] = {
+def static_shape(array: Any) -> Shape:
+    """Return the shape of an array, with ``BATCH`` for sizes that depend on the batch."""
+    return tuple(size if isinstance(size, int) else BATCH for size in array.shape)
+
+
+Rule = Callable[..., Tensor | list[Tensor] | None]
+
+# By the name of a function under jit.
+FUNCTIONS: dict[str, Rule] = {relu.__name__: partial(_unary, "Relu")}
+# By the name of a primitive.
+RULES: dict[str, Rule] = {
     "add": _add,
     "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
     "div": _divide,
     "dot_general": _product,
