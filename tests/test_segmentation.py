@@ -6,6 +6,7 @@ import shutil
 
 import commands
 import jax
+import jax.export
 import numpy as np
 import pytest
 import segmentation_data
@@ -23,6 +24,7 @@ from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.training.state import initial_state
 from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.conversion import convert
+from resnest_jax.weights.exports import export_file
 from resnest_jax.weights.formats import write_file
 from resnest_jax.weights.segmentation import load_weights
 
@@ -186,6 +188,20 @@ def test_converted_weights_are_the_run(whole, data, name, tmp_path):
     figures = json.loads(result.stdout)
     assert figures["eval_miou"] == pytest.approx(summary["eval_miou"], abs=1e-6)
     assert "step" not in figures
+
+
+def test_an_export_of_a_run_has_its_crop_size_and_names(whole, tmp_path):
+    workdir, _ = whole
+    name, size = tmp_path / "run.stablehlo", (48, 48)
+    line = export_file(None, str(workdir), name, checkpoint="best", platforms=["cpu"])
+    assert "uint8 images (B, 48, 48, 3) to logits (B, 48, 48, 3), for cpu" in line
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert (tuple(facts["class_names"]), facts["image_size"]) == (segmentation_data.CLASSES, 48)
+    found = load_weights(None, str(workdir), "best")
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    logits = jax.export.deserialize(bytearray(name.read_bytes())).call(images)
+    expected = jax.jit(found.model.apply)(found.variables, normalize(images))
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_runs_without_colours_and_a_class_named_file(whole, data, tmp_path):
