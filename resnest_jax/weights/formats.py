@@ -115,7 +115,7 @@ def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
     if "backbone" in description:
         raise InputError(
             f"weights {path} are of {description['name']}, not of a classifier; they are for "
-            "evaluate, predict, convert and the pretrained.weights of another such run"
+            "evaluate, predict, convert, export and the pretrained.weights of another such run"
         )
 
 
