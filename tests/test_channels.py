@@ -65,7 +65,7 @@ def test_channels_are_transformed_one_by_one(fields, side):
         if train:
             transform = TrainTransform(side, channels=len(channels), **fields)
             made = transform.random_map(element, np.random.default_rng(5))
-            assert made["image"].shape == transform.spec["image"].shape
+            assert made["image"].shape == transform.specs[0]["image"].shape
         else:
             made = EvalTransform(side, "authors").map(element)
         return made["image"]

@@ -12,7 +12,7 @@ import helpers
 import pytest
 
 PACKAGE = "resnest_jax"
-COMMANDS = {"train", "evaluate", "predict", "convert", "export", "prepare", "preview"}
+COMMANDS = {"train", "evaluate", "predict", "convert", "export", "prepare", "preview", "to_coco"}
 # From the bottom to the top; a unit imports only lower layers.
 LAYERS = [
     {"errors"},

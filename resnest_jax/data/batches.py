@@ -1,6 +1,7 @@
 """The batches of a run, from a data set, transforms and an order."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,19 +20,23 @@ from resnest_jax.data.loader import (
     HostShard,
     element_at,
     eval_batches,
+    eval_slots,
     train_batches,
 )
-from resnest_jax.data.order import shuffled, spread
+from resnest_jax.data.order import grouped, shuffled, spread
 from resnest_jax.data.sources.records import Dataset, Records
 from resnest_jax.errors import InputError
 
 
 class TrainTransform(Protocol):
-    """A random transform, like ``grain.transforms.RandomMap``, to elements of one shape."""
+    """A random transform, like ``grain.transforms.RandomMap``.
+
+    Records of a group (see ``Batches``) give elements of equal shapes.
+    """
 
     @property
-    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of an element."""
+    def specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+        """Shapes and dtypes of an element, of every group."""
         ...
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Element: ...
@@ -71,7 +76,7 @@ class EvalBatches:
     Args:
       records: the encoded images.
       transform: transform of a decoded record to an element.
-      decode: see ``images.Images``.
+      decode, groups: see ``images.Images``; a batch is of one group.
 
     Raises:
       InputError: if a value is out of range.
@@ -83,6 +88,7 @@ class EvalBatches:
         transform: EvalTransform,
         options: LoaderOptions,
         decode: Callable[[dict[str, Any]], dict[str, Any]] = decode_image,
+        groups: np.ndarray | None = None,
     ):
         if options.workers < 0:
             raise InputError(f"loader.workers must not be negative; got {options.workers}")
@@ -90,7 +96,9 @@ class EvalBatches:
         self._eval_shard = HostShard(
             options.eval_batch_size, jax.process_index(), jax.process_count()
         )
-        self._eval_images = Images(records, options.max_unreadable, options.unreadable_log, decode)
+        self._eval_images = Images(
+            records, options.max_unreadable, options.unreadable_log, decode, groups
+        )
         self._eval_transform, self._workers = transform, options.workers
 
     def eval(self) -> HostBatches:
@@ -100,8 +108,12 @@ class EvalBatches:
         )
 
     def eval_indices(self, step: int) -> list[int]:
-        """Return the indices of the records of this process's part; past the end is padding."""
-        return self._eval_shard.step_elements(step)
+        """Return the indices of the records of this process's part; padding is negative."""
+        return [self._eval_slots[i] for i in self._eval_shard.step_elements(step)]
+
+    @functools.cached_property
+    def _eval_slots(self) -> list[int]:
+        return eval_slots(self._eval_images.groups, self._eval_shard.batch_size)
 
 
 class Batches(EvalBatches):
@@ -116,6 +128,8 @@ class Batches(EvalBatches):
       train_transforms: pairs (first step, transform), starting at step 0.
       eval_transform: transform of a decoded record to an element.
       decode: see ``images.Images``.
+      groups: group of each training record and of each evaluation record, int (N,), if their
+        elements have different shapes; a batch is of one group.
 
     Raises:
       InputError: if a value is out of range.
@@ -128,8 +142,10 @@ class Batches(EvalBatches):
         eval_transform: EvalTransform,
         options: LoaderOptions,
         decode: Callable[[dict[str, Any]], dict[str, Any]] = decode_image,
+        groups: tuple[np.ndarray, np.ndarray] | None = None,
     ):
-        super().__init__(dataset.eval, eval_transform, options, decode)
+        train_groups, eval_groups = groups or (None, None)
+        super().__init__(dataset.eval, eval_transform, options, decode, eval_groups)
         self.class_names = dataset.class_names
         self.num_train = len(dataset.train)
         if self.num_train < options.batch_size:
@@ -140,9 +156,10 @@ class Batches(EvalBatches):
         self._shard = HostShard(options.batch_size, jax.process_index(), jax.process_count())
         self._records, self._options = dataset.train, options
         self._train_images = Images(
-            dataset.train, options.max_unreadable, options.unreadable_log, decode
+            dataset.train, options.max_unreadable, options.unreadable_log, decode, train_groups
         )
         self._transforms = train_transforms
+        self._groups = train_groups
         self._labels = dataset.train_labels() if options.balanced else None
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
@@ -175,13 +192,16 @@ class Batches(EvalBatches):
         return tuple(
             {
                 name: jax.ShapeDtypeStruct((self._shard.batch_size, *leaf.shape), leaf.dtype)
-                for name, leaf in transform.spec.items()
+                for name, leaf in spec.items()
             }
             for _, transform in self._transforms
+            for spec in transform.specs
         )
 
     def _order(self, dataset: grain.MapDataset) -> grain.MapDataset:
         options = self._options
+        if self._groups is not None:
+            return grouped(dataset, self._groups, options.seed, options.batch_size)
         order = shuffled(dataset, options.seed, options.repeats, self._labels)
         if options.spread_repeats:
             order = spread(order, options.repeats, options.batch_size)

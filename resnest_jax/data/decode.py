@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 from typing import Any
 
 import cv2
@@ -40,6 +41,35 @@ def decode(record: dict[str, Any], channels: int = 3) -> np.ndarray:
 def decode_image(record: dict[str, Any], channels: int = 3) -> dict[str, Any]:
     """The record with its image decoded."""
     return {**record, "image": decode(record, channels)}
+
+
+def decode_sized(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its image decoded to RGB; its ``size`` is (height, width).
+
+    Raises:
+      InputError: as ``decode``, or if the image has another size.
+    """
+    decoded = decode_image(record)
+    check_listed_size(record["key"], decoded["image"].shape[:2], record["size"])
+    return decoded
+
+
+def check_listed_size(path: str, size: tuple[int, ...], listed: tuple[int, int]) -> None:
+    """Raise InputError if an image, of (height, width), is listed with another size."""
+    if size != listed:
+        shown = [f"{width}x{height}" for height, width in (size, listed)]
+        raise InputError(
+            f"the image {path} is {shown[0]} pixels, upright; its annotation file says {shown[1]}"
+        )
+
+
+def upright_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Return width and height as decoding gives them: upright. Reads only the header."""
+    with Image.open(path) as image:
+        width, height = image.size
+        # Other formats have the orientation behind the pixels, or none.
+        turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) >= 5
+    return (height, width) if turned else (width, height)
 
 
 @functools.cache

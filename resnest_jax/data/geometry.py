@@ -1,7 +1,7 @@
-"""Resize, flip, crop and pad an image together with its label map.
+"""Resize, flip, crop and pad an image together with its label map or its boxes.
 
-Pixel by pixel as in the ResNeSt authors' segmentation code (PyTorch-Encoding). Sizes are pairs
-(height, width), offsets (y, x).
+Pixel by pixel as in the ResNeSt authors' code: PyTorch-Encoding for segmentation, their detectron2
+for detection. Sizes are pairs (height, width), offsets (y, x), boxes (left, top, right, bottom).
 """
 
 import dataclasses
@@ -51,6 +51,22 @@ class Transform:
     def apply_labels(self, labels: np.ndarray, padding: int) -> np.ndarray:
         """Transform labels, uint8 (H, W): the nearest pixel; ``padding`` outside."""
         return self._apply(labels, Image.Resampling.NEAREST, padding)
+
+    def apply_boxes(self, boxes: np.ndarray, size: Size) -> np.ndarray:
+        """Transform boxes of an image of a size, float (N, 4), and clip them to the window.
+
+        Edges are continuous: a box of the whole pixels i to j spans i to j + 1.
+        """
+        if self.flip:
+            boxes = boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (size[1], 0, size[1], 0)
+        height, width = (new / old for new, old in zip(self.resized, size, strict=True))
+        y, x = self.offset
+        moved = boxes * (width, height, width, height) - (x, y, x, y)
+        inside = [
+            min(new - start, side)
+            for new, start, side in zip(self.resized, self.offset, self.canvas, strict=True)
+        ]
+        return np.clip(moved, 0, (inside[1], inside[0]) * 2)
 
     def _apply(self, array: np.ndarray, resampling: Image.Resampling, padding: int) -> np.ndarray:
         if self.flip:
@@ -106,6 +122,20 @@ def center_crop(size: Size, crop: int) -> Transform:
     height, width = (side * crop // shorter for side in size)
     offset = round((height - crop) / 2), round((width - crop) / 2)
     return Transform(False, (height, width), offset, (crop, crop))
+
+
+def short_side(size: Size, short: int, longest: int) -> Size:
+    """Return the size, of the same shape, whose shorter side is ``short``.
+
+    Where the longer side would exceed ``longest``, that is the longer side instead.
+    """
+    scale = short / min(size)
+    sides = [short if side == min(size) else side * scale for side in size]
+    if max(sides) > longest:
+        scale = longest / max(sides)
+        sides = [side * scale for side in sides]
+    height, width = (max(1, int(side + 0.5)) for side in sides)
+    return height, width
 
 
 def _long_side(size: Size, long: int) -> Size:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources.records import Records
 from resnest_jax.errors import InputError
@@ -13,8 +15,8 @@ from resnest_jax.errors import InputError
 class Images:
     """Random access to decoded records, for example ``{"image": (H, W, 3), "label", "key"}``.
 
-    An unreadable record is replaced by the next readable one; the choice depends only on the
-    index. Its key is written to the log once, one key per line, by the worker that finds it.
+    An unreadable record is replaced by the next readable one of its group; the choice depends only
+    on the index. Its key is written to the log once, one key per line, by the worker that finds it.
 
     Args:
       records: the encoded images.
@@ -22,6 +24,9 @@ class Images:
         and its workers.
       log: file of their keys; None: any unreadable record is an error.
       decode: function from a record to the input of a transform.
+
+    Attributes:
+      groups: group of each record, int (N,); those of a group have elements of equal shapes.
 
     Raises:
       InputError: if ``max_unreadable`` is negative.
@@ -33,21 +38,25 @@ class Images:
         max_unreadable: int = 0,
         log: Path | None = None,
         decode: Callable[[dict[str, Any]], dict[str, Any]] = decode_image,
+        groups: np.ndarray | None = None,
     ):
         if max_unreadable < 0:
             raise InputError(f"loader.max_unreadable must not be negative; got {max_unreadable}")
         self._records, self._decode, self._log = records, decode, log
         self._max_unreadable = max_unreadable
+        self.groups = np.zeros(len(records), np.int32) if groups is None else groups
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         for offset in range(len(self)):
-            found = self.read_or_skip((index + offset) % len(self))
-            if found:
+            other = (index + offset) % len(self)
+            same = self.groups[other] == self.groups[index]
+            if same and (found := self.read_or_skip(other)):
                 return found
-        raise InputError(f"none of the {len(self)} images can be read")
+        count = np.sum(self.groups == self.groups[index])
+        raise InputError(f"none of the {count} images that could replace it can be read")
 
     def read_or_skip(self, index: int) -> dict[str, Any] | None:
         """Return the decoded record, or None if it cannot be read.

@@ -1,7 +1,6 @@
 """Make this host's batches of elements, in chunks, by threads and worker processes."""
 
 import dataclasses
-import functools
 import itertools
 import multiprocessing
 import os
@@ -102,8 +101,9 @@ def eval_batches(
 ) -> HostBatches:
     """Yield this host's part of the evaluation batches: every image once over all hosts.
 
-    The last batch is padded with zeros and every host has the same number of batches, so that one
-    compiled step is enough.
+    The images of a batch are of one group, in the order of the groups. The last batch of each is
+    padded with zeros, so that one compiled step per group is enough, and every host has the same
+    number of batches.
 
     Returns:
       A generator as in ``train_batches``, whose batches also hold ``valid``, bool (B,): False for
@@ -112,27 +112,46 @@ def eval_batches(
     Raises:
       InputError: as in ``train_batches``.
     """
-    padded = -(-len(images) // shard.batch_size) * shard.batch_size
-    elements = grain.MapDataset.range(padded).map(_ValidElement(images, transform))
+    slots = grain.MapDataset.source(eval_slots(images.groups, shard.batch_size))
+    elements = slots.map(_ValidElement(images, transform))
     return _read(_Chunks(elements, shard), shard, workers)
+
+
+def eval_slots(groups: np.ndarray, batch_size: int) -> list[int]:
+    """Return the record of each element of the evaluation batches, group after group.
+
+    A negative number is padding: ``~i``, of the group of record i.
+
+    Args:
+      groups: group of each record, int (N,).
+    """
+    slots: list[int] = []
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group).tolist()
+        slots += members + [~members[0]] * (-len(members) % batch_size)
+    return slots
 
 
 @dataclasses.dataclass(frozen=True)
 class _ValidElement(grain.transforms.Map):
-    """Index -> element with ``valid``; zeros if there is no image."""
+    """Slot -> element with ``valid``; zeros if there is no image."""
 
     images: Images
     transform: EvalTransform
+    paddings: dict[int, Element] = dataclasses.field(default_factory=dict)  # by group
 
     def map(self, element: int) -> Element:
-        found = self.images.read_or_skip(element) if element < len(self.images) else None
-        made = self.transform.map(found) if found else self._padding
+        found = self.images.read_or_skip(element) if element >= 0 else None
+        index = element if element >= 0 else ~element
+        made = self.transform.map(found) if found else self._padding(index)
         return {**made, "valid": np.array(found is not None)}
 
-    @functools.cached_property
-    def _padding(self) -> Element:
-        made = self.transform.map(self.images[0])
-        return {name: np.zeros_like(value) for name, value in made.items()}
+    def _padding(self, index: int) -> Element:
+        group = int(self.images.groups[index])
+        if group not in self.paddings:
+            made = self.transform.map(self.images[index])
+            self.paddings[group] = {name: np.zeros_like(value) for name, value in made.items()}
+        return self.paddings[group]
 
 
 def element_at(dataset: grain.MapDataset[T], index: int) -> T:

@@ -1,6 +1,6 @@
 """The order of records: those of step n depend only on the seed and n."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -24,8 +24,7 @@ def shuffled(
     Raises:
       InputError: if an argument is out of range.
     """
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be in 0..2**32-1; got {seed}")
+    _check_seed(seed)
     if repeats < 1:
         raise InputError(f"augment.repeats must be at least 1; got {repeats}")
     if labels is None:
@@ -42,6 +41,91 @@ def spread(dataset: grain.MapDataset, repeats: int, batch_size: int) -> grain.Ma
     another one, as in arXiv 1902.05509. The order does not depend on the devices.
     """
     return _Spread(dataset, repeats, batch_size)
+
+
+def grouped(
+    dataset: grain.MapDataset, groups: np.ndarray, seed: int, batch_size: int
+) -> grain.MapDataset:
+    """Return the data set in an endless order whose batches have records of one group each.
+
+    Each epoch is a new permutation of the records. Every group fills batches of its own, over the
+    ends of epochs too, which come in the order in which they are full: no record is left out, and
+    those of step n depend only on the arguments and n. So do detectron2's batches by aspect.
+
+    Args:
+      groups: group of each record, int (N,).
+      seed: 0..2**32-1.
+
+    Raises:
+      InputError: if the seed is out of range.
+    """
+    _check_seed(seed)
+    return _Grouped(dataset.seed(seed).repeat(), groups, seed, batch_size)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be in 0..2**32-1; got {seed}")
+
+
+class _Epoch(NamedTuple):
+    """The order of an epoch.
+
+    Attributes:
+      records: those of each group, in their order.
+      batches: group and number of the batches that become full, in the order in which they do.
+    """
+
+    records: list[np.ndarray]
+    batches: list[tuple[int, int]]
+
+
+class _Grouped(grain.MapDataset):
+    """Batches of one group, in the order in which they are full."""
+
+    def __init__(self, parent: grain.MapDataset, groups: np.ndarray, seed: int, batch_size: int):
+        super().__init__(parent)
+        _, self._groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        self._sizes = sizes.tolist()
+        self._seed, self._batch_size = seed, batch_size
+        self._epochs: dict[int, _Epoch] = {}
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int) -> Any:
+        step, position = divmod(index, self._batch_size)
+        epoch = step * self._batch_size // len(self._groups)
+        while self._full(epoch + 1) <= step:
+            epoch += 1
+        group, number = self._epoch(epoch).batches[step - self._full(epoch)]
+        epoch, rank = divmod(number * self._batch_size + position, self._sizes[group])
+        return self._parent[int(self._epoch(epoch).records[group][rank])]
+
+    def _full(self, epochs: int) -> int:
+        """Return how many batches are full after a number of epochs."""
+        return sum(epochs * size // self._batch_size for size in self._sizes)
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if found := self._epochs.get(epoch):
+            return found
+        records = np.random.default_rng((self._seed, epoch)).permutation(len(self._groups))
+        groups = self._groups[records]
+        full: list[tuple[int, int, int]] = []
+        for group, size in enumerate(self._sizes):
+            first, end = (e * size // self._batch_size for e in (epoch, epoch + 1))
+            positions = np.flatnonzero(groups == group)
+            for number in range(first, end):
+                last = (number + 1) * self._batch_size - 1 - epoch * size
+                full.append((int(positions[last]), group, number))
+        if len(self._epochs) > 8:
+            self._epochs.clear()
+        made = _Epoch(
+            [records[groups == group] for group in range(len(self._sizes))],
+            [(group, number) for _, group, number in sorted(full)],
+        )
+        self._epochs[epoch] = made
+        return made
 
 
 class _Balanced(grain.MapDataset):

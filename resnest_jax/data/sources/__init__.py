@@ -2,6 +2,7 @@
 
 import os
 
+from resnest_jax.data.sources.coco import KIND, BoxDataset, open_coco
 from resnest_jax.data.sources.folder import open_folder, open_folder_split
 from resnest_jax.data.sources.masks import KINDS, MaskDataset, open_masks
 from resnest_jax.data.sources.records import Dataset, Records, Relabelled, Split
@@ -11,11 +12,13 @@ from resnest_jax.files import local_path
 
 __all__ = [
     "PATH_KINDS",
+    "BoxDataset",
     "Dataset",
     "MaskDataset",
     "Records",
     "Relabelled",
     "Split",
+    "open_coco",
     "open_dataset",
     "open_masks",
     "open_split",
@@ -23,7 +26,7 @@ __all__ = [
 
 _FOLDER_PREFIX = "folder:"
 _TABLE_PREFIX = "csv:"
-PATH_KINDS = (_FOLDER_PREFIX, _TABLE_PREFIX, *(f"{kind}:" for kind in KINDS))  # KIND:PATH
+PATH_KINDS = (_FOLDER_PREFIX, _TABLE_PREFIX, *(f"{kind}:" for kind in (*KINDS, KIND)))  # KIND:PATH
 
 
 def open_dataset(

@@ -4,9 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from resnest_jax.data.decode import ORIENTATION
+from resnest_jax.data.decode import upright_size
 from resnest_jax.data.label_maps import check_size
 from resnest_jax.data.label_tables import LabelTable
 from resnest_jax.data.sources.mask_pairs import MAT, Pairs, read_label_map, some
@@ -48,7 +47,7 @@ def check_values(pairs: Pairs, table: LabelTable) -> None:
     for index in chosen.round().astype(int):
         image, path = pairs[index]
         labels = table.labels(read_label_map(path), path)
-        check_size((image, path), _size(image), labels.shape[::-1])
+        check_size((image, path), upright_size(image), labels.shape[::-1])
 
 
 def _problem(pair: tuple[str, str]) -> InputError | str | None:
@@ -58,7 +57,7 @@ def _problem(pair: tuple[str, str]) -> InputError | str | None:
     try:
         for path in pair:
             if Path(path).suffix != MAT:  # has no header; compared when it is decoded
-                sizes.append(_size(path))
+                sizes.append(upright_size(path))
     except Exception as error:  # Pillow raises many kinds for broken files
         reason = one_line(error)
         return reason if path in reason else f"{path} ({reason})"
@@ -67,12 +66,3 @@ def _problem(pair: tuple[str, str]) -> InputError | str | None:
     except InputError as error:
         return error
     return None
-
-
-def _size(path: str) -> tuple[int, int]:
-    """Return width and height as decoding gives them: upright."""
-    with Image.open(path) as image:
-        width, height = image.size
-        # Other formats have the orientation behind the pixels, or none.
-        turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) >= 5
-    return (height, width) if turned else (width, height)

@@ -1,7 +1,7 @@
 """Images with label maps: published data sets and users' own, in their own layouts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,7 +21,7 @@ from resnest_jax.data.sources.mask_pairs import (
     listed_pairs,
     read_label_map,
 )
-from resnest_jax.data.sources.records import EVAL_SPLITS, Dataset
+from resnest_jax.data.sources.records import EVAL_SPLITS, Dataset, find_split
 from resnest_jax.errors import InputError
 from resnest_jax.files import local_path, read_file
 
@@ -161,7 +161,7 @@ def _find_root(path: Path, layout: _Layout) -> Path:
 def _open_split(root: Path, layout: _Layout, field: str, split: str, notes: list[str]) -> Pairs:
     """Return the pairs of a split, the named one or the first usual one; extend ``notes``."""
     available = layout.splits(root)
-    found = _find_split(available, _AUTO[field] if split == "auto" else (split,))
+    found = find_split(available, _AUTO[field] if split == "auto" else (split,))
     if found is None:
         raise InputError(
             f"{field} {split!r}: {root} has the splits {available}; expected {layout.words}"
@@ -171,15 +171,6 @@ def _open_split(root: Path, layout: _Layout, field: str, split: str, notes: list
         raise InputError(f"{field} {found!r} of {root} is empty; expected {layout.words}")
     notes += left_out
     return pairs
-
-
-def _find_split(available: Sequence[str], names: tuple[str, ...]) -> str | None:
-    """Return the first of the names that there is, in this case or else in any."""
-    for name in names:
-        matches = [other for other in available if other.lower() == name.lower()]
-        if matches:
-            return name if name in matches else matches[0]
-    return None
 
 
 def _image_folders(root: Path) -> list[str]:

@@ -87,3 +87,12 @@ class Relabelled:
     def key(self, index: int) -> str:
         """Return the key of a record."""
         return self.records.key(index)
+
+
+def find_split(available: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the first of the names that there is, in this case or else in any."""
+    for name in names:
+        matches = [other for other in available if other.lower() == name.lower()]
+        if matches:
+            return name if name in matches else matches[0]
+    return None

@@ -114,10 +114,10 @@ class TrainTransform(grain.transforms.RandomMap):
                 )
 
     @property
-    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
         """Shapes and dtypes of an element."""
         image = jax.ShapeDtypeStruct((self.size, self.size, self.channels), np.uint8)
-        return {"image": image, "label": jax.ShapeDtypeStruct(self.label_shape, np.int32)}
+        return ({"image": image, "label": jax.ShapeDtypeStruct(self.label_shape, np.int32)},)
 
     def random_map(
         self, element: dict[str, Any], rng: np.random.Generator

@@ -80,13 +80,11 @@ class TrainTransform(grain.transforms.RandomMap):
             )
 
     @property
-    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
         """Shapes and dtypes of an element."""
         size = (self.crop_size, self.crop_size)
-        return {
-            "image": jax.ShapeDtypeStruct((*size, 3), np.uint8),
-            "labels": jax.ShapeDtypeStruct(size, np.uint8),
-        }
+        image = jax.ShapeDtypeStruct((*size, 3), np.uint8)
+        return ({"image": image, "labels": jax.ShapeDtypeStruct(size, np.uint8)},)
 
     def random_map(
         self, element: dict[str, Any], rng: np.random.Generator

@@ -1,0 +1,1 @@
+"""Other annotations of boxes, written in COCO's form."""

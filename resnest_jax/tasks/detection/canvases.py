@@ -1,0 +1,110 @@
+"""Canvases: the few sizes to which images are padded, since every shape compiles a program."""
+
+import dataclasses
+
+import numpy as np
+
+from resnest_jax.data.geometry import Size, short_side
+from resnest_jax.errors import InputError
+
+MULTIPLE = 32  # of the sides: the largest stride of the networks
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvases:
+    """The canvas of each image.
+
+    Attributes:
+      sizes: (height, width) of each canvas.
+      short, longest: size of the images, see ``geometry.short_side``; none is larger.
+    """
+
+    sizes: tuple[Size, ...]
+    short: int
+    longest: int
+
+    def index(self, size: Size) -> int:
+        """Return the smallest canvas that holds an image of a size before resizing.
+
+        Of two as large as each other the wide one is for the images wider than high, as detectron2
+        groups them.
+
+        Raises:
+          InputError: if there is none.
+        """
+        resized = short_side(size, self.short, self.longest)
+        fitting = [i for i, canvas in enumerate(self.sizes) if _holds(canvas, resized)]
+        if not fitting:
+            raise InputError(
+                f"data.canvases {self.sizes}: none holds an image of (height, width) {size}, which "
+                f"becomes {resized}"
+            )
+        wide = size[1] > size[0]
+
+        def cost(i: int) -> tuple[int, bool]:
+            height, width = self.sizes[i]
+            return height * width, (width > height) != wide
+
+        return min(fitting, key=cost)
+
+    def groups(self, sizes: np.ndarray) -> np.ndarray:
+        """Return the canvas of each image, int32 (N,).
+
+        Args:
+          sizes: heights and widths before resizing, int (N, 2).
+        """
+        distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
+        of_each = [self.index((height, width)) for height, width in distinct.tolist()]
+        return np.array(of_each, np.int32)[inverse.ravel()]
+
+
+def make_canvases(
+    sizes: np.ndarray, short: int, longest: int, given: tuple[Size, ...] = ()
+) -> Canvases:
+    """Return the given canvases, or the smallest that hold all images.
+
+    Those are one for the images wider than high and one for the others, as batches are made in
+    detectron2, or one for all if there are only such.
+
+    Args:
+      sizes: heights and widths of all images before resizing, int (N, 2).
+      short, longest: see ``Canvases``.
+
+    Raises:
+      InputError: if an image does not fit, or a side is not a multiple of 32.
+    """
+    if given:
+        for canvas in given:
+            check_canvas(canvas)
+    else:
+        wide = sizes[:, 1] > sizes[:, 0]
+        given = tuple(
+            _smallest(sizes[chosen], short, longest) for chosen in (wide, ~wide) if chosen.any()
+        )
+    canvases = Canvases(tuple(dict.fromkeys(given)), short, longest)
+    canvases.groups(sizes)  # raises
+    return canvases
+
+
+def check_canvas(canvas: object) -> None:
+    """Raise InputError if it is not a pair of positive multiples of 32."""
+    match canvas:
+        case (int() as height, int() as width) if (
+            min(height, width) > 0 and height % MULTIPLE == width % MULTIPLE == 0
+        ):
+            return
+    raise InputError(
+        f"data.canvases must be pairs (height, width) of multiples of {MULTIPLE}, such as "
+        f"((800, 1344), (1344, 800)); got {canvas!r}"
+    )
+
+
+def _smallest(sizes: np.ndarray, short: int, longest: int) -> Size:
+    distinct = np.unique(sizes, axis=0).tolist()
+    resized = [short_side((height, width), short, longest) for height, width in distinct]
+    height, width = (-(-max(sides) // MULTIPLE) * MULTIPLE for sides in zip(*resized, strict=True))
+    return height, width
+
+
+def _holds(canvas: Size, size: Size) -> bool:
+    return canvas[0] >= size[0] and canvas[1] >= size[1]

@@ -1,0 +1,86 @@
+"""The data of a run of detection: from its config to batches."""
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnest_jax.data.batches import Batches, EvalBatches, LoaderOptions
+from resnest_jax.data.decode import decode_sized
+from resnest_jax.data.sources.coco import BoxDataset, open_coco
+from resnest_jax.errors import InputError, import_package
+from resnest_jax.tasks.detection.canvases import Canvases, check_canvas, make_canvases
+from resnest_jax.tasks.detection.transforms import EvalTransform, TrainTransform, check_sizes
+
+
+def check_data(config: ConfigDict) -> None:
+    """Raise InputError for a key of ``data`` or ``evaluation`` that is out of range.
+
+    The evaluation needs pycocotools.
+    """
+    import_package("pycocotools", "resnest_jax[detection]")
+    data, short = config.data, config.evaluation.short_side
+    check_sizes(data.short_sides, data.short_side_sampling, data.long_side)
+    for canvas in data.canvases:
+        check_canvas(canvas)
+    if data.max_objects < 1:
+        raise InputError(f"data.max_objects must be at least 1; got {data.max_objects}")
+    if not 0 < short <= data.long_side:
+        raise InputError(
+            f"evaluation.short_side must be from 1 to data.long_side {data.long_side}; got {short}"
+        )
+
+
+def open_boxes(config: ConfigDict) -> BoxDataset:
+    """Open the data set that the config names; say how many images have too many objects."""
+    dataset = open_coco(
+        config.dataset,
+        train_split=config.train_split,
+        eval_split=config.eval_split,
+        max_unreadable=config.loader.max_unreadable,
+    )
+    counts, most = dataset.train.counts, config.data.max_objects
+    if crowded := int(np.sum(counts > most)):
+        line = (
+            f"{crowded} of {len(counts)} training images have more than data.max_objects {most} "
+            f"objects, {counts.max()} at most: each step trains on {most} of them at random"
+        )
+        return dataclasses.replace(dataset, notes=(*dataset.notes, line))
+    return dataset
+
+
+def make_batches(config: ConfigDict, dataset: BoxDataset, options: LoaderOptions) -> Batches:
+    """Return the batches of a run; the images of each have one canvas.
+
+    Raises:
+      InputError: if the canvases of the config do not hold the images.
+    """
+    data = config.data
+    train = make_canvases(dataset.train.sizes, max(data.short_sides), data.long_side, data.canvases)
+    held_out = _eval_canvases(config, dataset)
+    transform = TrainTransform(
+        train, data.max_objects, data.short_sides, data.short_side_sampling, data.flip
+    )
+    return Batches(
+        dataset,
+        [(0, transform)],
+        EvalTransform(held_out, data.max_objects),
+        options,
+        decode_sized,
+        groups=(train.groups(dataset.train.sizes), held_out.groups(dataset.eval.sizes)),
+    )
+
+
+def make_eval_batches(
+    config: ConfigDict, dataset: BoxDataset, options: LoaderOptions
+) -> EvalBatches:
+    """Return the evaluation batches of a run, as ``make_batches`` does."""
+    canvases = _eval_canvases(config, dataset)
+    transform = EvalTransform(canvases, config.data.max_objects)
+    groups = canvases.groups(dataset.eval.sizes)
+    return EvalBatches(dataset.eval, transform, options, decode_sized, groups)
+
+
+def _eval_canvases(config: ConfigDict, dataset: BoxDataset) -> Canvases:
+    short, longest = config.evaluation.short_side, config.data.long_side
+    return make_canvases(dataset.eval.sizes, short, longest, config.data.canvases)

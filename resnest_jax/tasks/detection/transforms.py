@@ -1,0 +1,146 @@
+"""Transform decoded images and their boxes to elements of a few sizes."""
+
+import dataclasses
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from resnest_jax.data import geometry
+from resnest_jax.errors import InputError
+from resnest_jax.tasks.detection.canvases import Canvases
+
+SAMPLING = ("range", "choice")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform(grain.transforms.Map):
+    """Resize a decoded record to the short side of the canvases, and pad it to its canvas.
+
+    ``{"image": uint8 (H, W, 3), "boxes": float32 (N, 4), "classes": int32 (N,), "index"}`` -> that
+    of ``TrainTransform`` with the first boxes of the image, and
+
+    - ``original_size``: int32 (2,), height and width before resizing;
+    - ``index``: int32 (), of the record.
+    """
+
+    canvases: Canvases
+    max_objects: int
+
+    def map(self, element: dict[str, Any]) -> dict[str, np.ndarray]:
+        size = element["image"].shape[:2]
+        transform = _transform(self.canvases, size, self.canvases.short, flip=False)
+        chosen = np.arange(min(len(element["boxes"]), self.max_objects))
+        return _apply(transform, element, chosen, self.max_objects) | {
+            "original_size": np.array(size, np.int32),
+            "index": np.array(element["index"], np.int32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform(grain.transforms.RandomMap):
+    """Resize a decoded record at random, mirror it, and pad it to its canvas (h, w).
+
+    ``{"image": uint8 (H, W, 3), "boxes": float32 (N, 4), "classes": int32 (N,)}`` ->
+
+    - ``image``: uint8 (h, w, 3), at the left top and black outside;
+    - ``size``: int32 (2,), height and width of the image in it;
+    - ``boxes``: float32 (max_objects, 4), left, top, right and bottom in it, zeros where there is
+      no object; of more objects some are chosen at random;
+    - ``classes``: int32 (max_objects,);
+    - ``object_valid``: bool (max_objects,), whether there is an object.
+
+    Attributes:
+      canvases: see ``canvases.Canvases``; they hold the images at the largest short side.
+      short_sides: the least and the largest short side in pixels, or all of them.
+      sampling: ``range``: any integer from the least to the largest; ``choice``: one of them.
+      flip: mirror half of the images.
+
+    Raises:
+      InputError: if a field is out of range.
+    """
+
+    canvases: Canvases
+    max_objects: int
+    short_sides: tuple[int, ...]
+    sampling: str = "range"
+    flip: bool = True
+
+    def __post_init__(self):
+        check_sizes(self.short_sides, self.sampling, self.canvases.longest)
+        if self.max_objects < 1:
+            raise InputError(f"data.max_objects must be at least 1; got {self.max_objects}")
+
+    @property
+    def specs(self) -> tuple[dict[str, jax.ShapeDtypeStruct], ...]:
+        """Shapes and dtypes of an element, of every canvas."""
+        objects = {
+            "size": jax.ShapeDtypeStruct((2,), np.int32),
+            "boxes": jax.ShapeDtypeStruct((self.max_objects, 4), np.float32),
+            "classes": jax.ShapeDtypeStruct((self.max_objects,), np.int32),
+            "object_valid": jax.ShapeDtypeStruct((self.max_objects,), np.bool_),
+        }
+        return tuple(
+            {"image": jax.ShapeDtypeStruct((*canvas, 3), np.uint8)} | objects
+            for canvas in self.canvases.sizes
+        )
+
+    def random_map(
+        self, element: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        if self.sampling == "range":
+            short = int(rng.integers(min(self.short_sides), max(self.short_sides), endpoint=True))
+        else:
+            short = int(rng.choice(self.short_sides))
+        flip = bool(self.flip and rng.random() < 0.5)
+        transform = _transform(self.canvases, element["image"].shape[:2], short, flip)
+        chosen = np.arange(len(element["boxes"]))
+        if len(chosen) > self.max_objects:
+            chosen = np.sort(rng.choice(chosen, self.max_objects, replace=False))
+        return _apply(transform, element, chosen, self.max_objects)
+
+
+def check_sizes(short_sides: tuple[int, ...], sampling: str, longest: int) -> None:
+    """Raise InputError if the sizes of training images are out of range."""
+    if sampling not in SAMPLING:
+        raise InputError(f"data.short_side_sampling must be one of {SAMPLING}; got {sampling!r}")
+    if not short_sides or not all(type(side) is int and side > 0 for side in short_sides):
+        raise InputError(
+            f"data.short_sides must be positive numbers of pixels, such as (640, 800); got "
+            f"{short_sides}"
+        )
+    if sampling == "range" and len(short_sides) > 2:
+        raise InputError(
+            "data.short_sides must be the least and the largest for short_side_sampling 'range'; "
+            f"got {short_sides}; to choose one of them, use 'choice'"
+        )
+    if longest < max(short_sides):
+        raise InputError(
+            f"data.long_side {longest} must not be less than data.short_sides {short_sides}"
+        )
+
+
+def _transform(
+    canvases: Canvases, size: geometry.Size, short: int, flip: bool
+) -> geometry.Transform:
+    resized = geometry.short_side(size, short, canvases.longest)
+    return geometry.Transform(flip, resized, (0, 0), canvases.sizes[canvases.index(size)])
+
+
+def _apply(
+    transform: geometry.Transform, element: dict[str, Any], chosen: np.ndarray, max_objects: int
+) -> dict[str, np.ndarray]:
+    """Return the image and the chosen boxes, padded."""
+    image, count = element["image"], len(chosen)
+    boxes = np.zeros((max_objects, 4), np.float32)
+    boxes[:count] = transform.apply_boxes(element["boxes"][chosen], image.shape[:2])
+    classes = np.zeros(max_objects, np.int32)
+    classes[:count] = element["classes"][chosen]
+    return {
+        "image": transform.apply_image(image),
+        "size": np.array(transform.resized, np.int32),
+        "boxes": boxes,
+        "classes": classes,
+        "object_valid": np.arange(max_objects) < count,
+    }

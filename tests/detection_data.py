@@ -1,0 +1,78 @@
+"""Small folders of images with boxes, in COCO's form."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from records import encode
+
+from resnest_jax.config.common import common_keys
+from resnest_jax.config.detection import detection_keys
+
+CLASSES = {3: "cat", 7: "dog", 90: "kite"}  # ids with gaps
+SIZES = ((40, 64), (64, 40), (48, 48), (36, 64))  # height, width
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def entry(image: int, category: int, box, **fields) -> dict:
+    """Return an annotation; the box is (left, top, width, height)."""
+    area = box[2] * box[3]
+    return {"image_id": image, "category_id": category, "bbox": [*box], "area": area} | fields
+
+
+def content(first: int, count: int) -> dict:
+    """Return images of several sizes, and one to three boxes in each."""
+    rng = np.random.default_rng(first)
+    images, objects = [], []
+    for i in range(first, first + count):
+        height, width = SIZES[i % len(SIZES)]
+        images.append({"id": i, "file_name": f"{i:02}.png", "height": height, "width": width})
+        for _ in range(rng.integers(1, 4)):
+            x, y = (int(rng.integers(0, side - 16)) for side in (width, height))
+            box = (x, y, *rng.integers(8, 17, 2).tolist())
+            objects.append(entry(i, int(rng.choice([*CLASSES])), box, id=len(objects), iscrowd=0))
+    return {"images": images, "annotations": objects, "categories": categories()}
+
+
+def categories() -> list[dict]:
+    return [{"id": i, "name": name, "supercategory": "thing"} for i, name in CLASSES.items()]
+
+
+def write_split(root: Path, split: str, file: dict, name: str = "annotations/instances_{}.json"):
+    """Write an annotation file and its images."""
+    for image in file["images"]:
+        path = root / split / image["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(image["id"], image["height"], image["width"])))
+    path = root / name.format(split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(file))
+
+
+def write_coco(root: Path, train: int = 10, held_out: int = 5) -> tuple[dict, dict]:
+    """Write a data set; return the content of its two annotation files."""
+    files = content(0, train), content(100, held_out)
+    for split, file in zip(("train", "val"), files, strict=True):
+        write_split(root, split, file)
+    return files
+
+
+def data_config(root: Path, **overrides) -> ConfigDict:
+    """Return the keys of a run but those of its model; ``__`` in a name stands for a dot."""
+    config = ConfigDict(common_keys())
+    config.update(detection_keys())
+    values = {
+        "dataset": f"coco:{root}",
+        "batch_size": 2,
+        "data.short_sides": (24, 32),
+        "data.long_side": 64,
+        "data.max_objects": 4,
+        "evaluation.short_side": 32,
+    }
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    config.update_from_flattened_dict(values)
+    return config
