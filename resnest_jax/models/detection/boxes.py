@@ -38,8 +38,10 @@ def iou(first: jax.Array, second: jax.Array) -> jax.Array:
     u0, v0, u1, v1 = second.T[:, None, :]
     width = jnp.minimum(x1, u1) - jnp.maximum(x0, u0)
     height = jnp.minimum(y1, v1) - jnp.maximum(y0, v0)
-    shared = jnp.maximum(width, 0) * jnp.maximum(height, 0)
-    union = areas(first)[:, None] + areas(second)[None] - shared
+    # No product is added as it is: a compiler that rounds once, in some places of a program and not
+    # in others, would break ties. abs changes nothing, as boxes that overlap have positive sides.
+    shared = jnp.where((width > 0) & (height > 0), width * height, 0)
+    union = jnp.abs(areas(first))[:, None] + jnp.abs(areas(second))[None] - shared
     return jnp.where(shared > 0, shared / jnp.where(shared > 0, union, 1), 0)
 
 
