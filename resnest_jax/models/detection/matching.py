@@ -26,7 +26,6 @@ def match(
     quality: Callable[[jax.Array], jax.Array],
     valid: jax.Array,
     num_boxes: int,
-    *,
     low: float,
     high: float,
     low_quality: bool = False,

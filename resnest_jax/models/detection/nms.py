@@ -29,7 +29,7 @@ def nms(
 
     Args:
       boxes: (N, 4).
-      scores: (N,), without NaN where valid.
+      scores: (N,), finite where valid.
       threshold: overlap (IoU), 0 to 1.
       num: the length of the result.
       classes: (N,) integers; None is one class.
@@ -41,8 +41,7 @@ def nms(
     size = len(boxes)
     valid = jnp.ones(size, bool) if valid is None else valid
     classes = jnp.zeros(size, jnp.int32) if classes is None else classes
-    # Valid boxes first. Both sorts of JAX's lexsort are stable.
-    order = jnp.lexsort((-scores, ~valid)).astype(jnp.int32)
+    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf)).astype(jnp.int32)  # stable
     order = jnp.pad(order, (0, -size % BLOCK))
     total = jnp.sum(valid)
 

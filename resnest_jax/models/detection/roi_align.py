@@ -61,7 +61,7 @@ def roi_align(
     Returns:
       (R, P, P, C) in the features' dtype; 0 for an empty box if ``samples`` is None.
     """
-    shapes = tuple(level.shape[:2] for level in features)
+    shapes = tuple((level.shape[0], level.shape[1]) for level in features)
     channels = features[0].shape[-1]
     # The last row of a tile may reach beyond the last pixel.
     beyond = jnp.zeros((TILE, channels), features[0].dtype)

@@ -49,13 +49,15 @@ class Regions(NamedTuple):
     valid: jax.Array
 
 
-def match_boxes(boxes: jax.Array, objects: Objects, **rule: float) -> Matches:
-    """Match boxes (N, 4) with objects by overlap (IoU); see ``match`` for the rule."""
+def match_boxes(
+    boxes: jax.Array, objects: Objects, low: float, high: float, low_quality: bool = False
+) -> Matches:
+    """Match boxes (N, 4) with objects by overlap (IoU), see ``match``."""
 
     def overlaps(i: jax.Array) -> jax.Array:
         return iou(objects.boxes[i][None], boxes)[0]
 
-    return match(overlaps, objects.valid, len(boxes), **rule)
+    return match(overlaps, objects.valid, len(boxes), low, high, low_quality)
 
 
 def sample_anchors(
@@ -86,7 +88,7 @@ def sample_anchors(
       The sample, and the targets (num, 4) of its anchors: the boxes of their objects, without a
       meaning for background.
     """
-    index, label = match_boxes(anchors, objects, low=low, high=high, low_quality=True)
+    index, label = match_boxes(anchors, objects, low, high, low_quality=True)
     drawn = sample(label == FOREGROUND, label == BACKGROUND, num, fraction, key)
     return drawn, objects.boxes[index[drawn.index]]
 
@@ -118,7 +120,7 @@ def sample_regions(
     """
     boxes = lax.stop_gradient(jnp.concatenate((proposals, objects.boxes)))
     valid = jnp.concatenate((valid, objects.valid))
-    index, label = match_boxes(boxes, objects, low=threshold, high=threshold)
+    index, label = match_boxes(boxes, objects, threshold, threshold)
     foreground = valid & (label == FOREGROUND)
     drawn = sample(foreground, valid & ~foreground, num, fraction, key)
     index = index[drawn.index]
