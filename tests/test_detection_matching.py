@@ -29,13 +29,13 @@ def test_match(name):
     @jax.jit
     @jax.vmap
     def matched(quality):
-        return match(lambda i: quality[i], jnp.asarray(valid), 90, **RULES[name])
+        return match(lambda i: quality[i], jnp.asarray(valid), **RULES[name])
 
     found = matched(padded)
     for i, case in enumerate(("q", "q0")):
         np.testing.assert_array_equal(np.array(rows)[stored[f"{case}_index"]], found.index[i])
         np.testing.assert_array_equal(found.label[i], stored[f"{case}_label"])
-    nothing = match(lambda i: jnp.zeros(5), jnp.zeros(3, bool), 5, **RULES[name])
+    nothing = match(lambda i: jnp.zeros(5), jnp.zeros(3, bool), **RULES[name])
     np.testing.assert_array_equal(nothing.index, stored["empty_index"])
     np.testing.assert_array_equal(nothing.label, stored["empty_label"])
 
@@ -54,7 +54,7 @@ def test_every_object_gets_a_box():
         def overlaps(i):
             return iou(objects[i][None], candidates)[0]
 
-        return match(overlaps, jnp.ones(40, bool), 500, low=0.3, high=2.0, low_quality=True)
+        return match(overlaps, jnp.ones(40, bool), low=0.3, high=2.0, low_quality=True)
 
     found = matched(objects, candidates)
     quality = np.asarray(iou(jnp.asarray(objects), jnp.asarray(candidates)))

@@ -76,6 +76,7 @@ def decode(boxes: jax.Array, deltas: jax.Array, weights: Weights) -> jax.Array:
     """
     x, y, width, height = _centres_and_sides(boxes)
     wx, wy, ww, wh = weights
+    deltas = deltas.astype(jnp.promote_types(deltas.dtype, boxes.dtype))
     x = x + deltas[..., 0] / wx * width
     y = y + deltas[..., 1] / wy * height
     half_width = 0.5 * width * jnp.exp(jnp.minimum(deltas[..., 2] / ww, MAX_LOG_SCALE))

@@ -1,4 +1,4 @@
-"""Losses of the region proposal network and of the box head, float32."""
+"""Losses of the region proposal network and of the box head, in float32 at least."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def rpn_losses(
     num: int,
     beta: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the losses of objectness and of boxes for an image, float32 scalars.
+    """Return the losses of objectness and of boxes for an image, scalars.
 
     The sums over the sampled anchors, and of boxes over the foreground among them, are divided by
     ``num``, not by the anchors found. The losses of a batch are the means over its images.
@@ -40,7 +40,7 @@ def rpn_losses(
       num: anchors to be sampled per image.
       beta: see ``smooth_l1``.
     """
-    logits, deltas = (x[sample.index].astype(jnp.float32) for x in (logits, deltas))
+    logits, deltas = _wide(logits[sample.index]), deltas[sample.index]
     entropy = jax.nn.softplus(logits) - jnp.where(sample.foreground, logits, 0)
     wanted = encode(anchors[sample.index], targets, ANCHOR_WEIGHTS)
     objectness = jnp.sum(jnp.where(sample.valid, entropy, 0)) / num
@@ -58,7 +58,7 @@ def box_losses(
     weights: Weights,
     beta: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the losses of classes and of boxes over the regions of a batch, float32 scalars.
+    """Return the losses of classes and of boxes over the regions of a batch, scalars.
 
     The cross-entropy is the mean over the valid regions. Box deltas count for the foreground, those
     of the true class; their sum is divided by the number of all valid regions.
@@ -73,15 +73,18 @@ def box_losses(
       weights: of the coder.
       beta: see ``smooth_l1``.
     """
-    logits, deltas = logits.astype(jnp.float32), deltas.astype(jnp.float32)
     count = jnp.maximum(jnp.sum(valid), 1)
-    own = jnp.take_along_axis(jax.nn.log_softmax(logits), classes[:, None], 1)[:, 0]
+    own = jnp.take_along_axis(jax.nn.log_softmax(_wide(logits)), classes[:, None], 1)[:, 0]
     group = jnp.minimum(classes, deltas.shape[1] - 1)
     deltas = jnp.take_along_axis(deltas, group[:, None, None], 1)[:, 0]
     foreground = valid & (classes < logits.shape[1] - 1)
     wanted = encode(boxes, targets, weights)
     entropy = -jnp.sum(jnp.where(valid, own, 0))
     return entropy / count, _distance(deltas, wanted, foreground, beta) / count
+
+
+def _wide(logits: jax.Array) -> jax.Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _distance(deltas: jax.Array, wanted: jax.Array, which: jax.Array, beta: float) -> jax.Array:

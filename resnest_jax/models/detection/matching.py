@@ -25,18 +25,16 @@ class Matches(NamedTuple):
 def match(
     quality: Callable[[jax.Array], jax.Array],
     valid: jax.Array,
-    num_boxes: int,
     low: float,
     high: float,
     low_quality: bool = False,
 ) -> Matches:
-    """Match boxes with objects.
+    """Match N boxes with G objects.
 
     Args:
-      quality: from the index of an object to its overlaps (num_boxes,) float32, >= 0. It is called
+      quality: from the index of an object to its overlaps (N,) with the boxes, >= 0. It is called
         in a loop that ends at the last valid object, so that padding costs nothing.
       valid: (G,) bool, which objects are not padding.
-      num_boxes: the number of boxes.
       low: below it a box is background.
       high: from it on a box is foreground; it is ignored in between.
       low_quality: whether all boxes that tie for the highest overlap with an object are foreground
@@ -54,13 +52,14 @@ def match(
         better = valid[i] & (overlaps > best)
         return jnp.where(better, overlaps, best), jnp.where(better, i, index), ties
 
+    overlaps = jax.eval_shape(quality, jnp.int32(0))
     start = (
-        jnp.full(num_boxes, -1, jnp.float32),
-        jnp.zeros(num_boxes, jnp.int32),
-        jnp.zeros(num_boxes, bool),
+        jnp.full(overlaps.shape, -1, overlaps.dtype),
+        jnp.zeros(overlaps.shape, jnp.int32),
+        jnp.zeros(overlaps.shape, bool),
     )
-    count = jnp.max(jnp.where(valid, jnp.arange(1, len(valid) + 1), 0))
-    best, index, ties = lax.fori_loop(0, count, body, start)
+    count = jnp.max(jnp.where(valid, jnp.arange(1, len(valid) + 1, dtype=jnp.int32), 0))
+    best, index, ties = lax.fori_loop(jnp.int32(0), count, body, start)
     label = jnp.where(best < low, BACKGROUND, IGNORED)
     label = jnp.where(best >= high, FOREGROUND, label)
     return Matches(index, jnp.where(ties, FOREGROUND, label) if low_quality else label)

@@ -61,7 +61,7 @@ def nms(
         keep = _greedy(overlapping(block, block), alive)
         place = jnp.where(keep, found + jnp.cumsum(keep) - 1, num)
         kept = kept.at[place].set(block, mode="drop")
-        return start + BLOCK, jnp.minimum(found + jnp.sum(keep), num), kept
+        return start + BLOCK, jnp.minimum(found + jnp.sum(keep, dtype=jnp.int32), num), kept
 
     state = (jnp.int32(0), jnp.int32(0), jnp.zeros(num, jnp.int32))
     _, found, kept = lax.while_loop(more, body, state)

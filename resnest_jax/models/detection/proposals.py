@@ -19,7 +19,7 @@ class Proposals(NamedTuple):
 
     Attributes:
       boxes: (P, 4) float32 in pixels.
-      scores: (P,) float32, logits.
+      scores: (P,), logits.
       valid: (P,) bool; padding comes last, and its boxes and scores are 0.
     """
 
@@ -70,7 +70,7 @@ def _best(
     logits: jax.Array, deltas: jax.Array, anchors: jax.Array, num: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return the highest logits (K,) of a level, K <= num, and their boxes (K, 4)."""
-    logits, deltas = (lax.stop_gradient(x).astype(jnp.float32) for x in (logits, deltas))
+    logits, deltas = lax.stop_gradient(logits), lax.stop_gradient(deltas)
     # NaN takes a place, as in the authors' sort, and is dropped later.
     order = jnp.where(jnp.isnan(logits), jnp.inf, logits)
     index = lax.top_k(order, min(num, len(logits)))[1]

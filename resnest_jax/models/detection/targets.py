@@ -57,7 +57,7 @@ def match_boxes(
     def overlaps(i: jax.Array) -> jax.Array:
         return iou(objects.boxes[i][None], boxes)[0]
 
-    return match(overlaps, objects.valid, len(boxes), low, high, low_quality)
+    return match(overlaps, objects.valid, low, high, low_quality)
 
 
 def sample_anchors(
