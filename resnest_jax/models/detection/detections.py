@@ -16,14 +16,12 @@ class Detections(NamedTuple):
       boxes: (D, 4) float32 in pixels.
       scores: (D,) float32, probabilities.
       classes: (D,) int32, from 0.
-      rows: (D,) int32, the index of the region that each comes from.
       valid: (D,) bool; padding comes last and is 0.
     """
 
     boxes: jax.Array
     scores: jax.Array
     classes: jax.Array
-    rows: jax.Array
     valid: jax.Array
 
 
@@ -36,7 +34,7 @@ def select_detections(
     num: int,
     score_threshold: float = 0.05,
     threshold: float = 0.5,
-) -> Detections:
+) -> tuple[Detections, jax.Array]:
     """Select the detections of an image; they have no gradient.
 
     Every pair of a region and a class whose probability exceeds ``score_threshold`` is a candidate.
@@ -51,7 +49,9 @@ def select_detections(
       score_threshold: a lower limit of the probability, not included.
       threshold: overlap of the suppression within a class.
 
-    Regions with values that are not finite are dropped.
+    Returns:
+      The detections, and the index of the region that each comes from, (num,) int32. Regions with
+      values that are not finite are dropped.
     """
     boxes, probabilities = (jax.lax.stop_gradient(x) for x in (boxes, probabilities))
     regions, num_classes = len(boxes), probabilities.shape[1] - 1
@@ -64,7 +64,7 @@ def select_detections(
     index, found = nms(boxes, scores, threshold, num, classes=classes, valid=candidates.ravel())
     boxes = jnp.where(found[:, None], boxes[index], 0)
     scores, classes, rows = (jnp.where(found, x[index], 0) for x in (scores, classes, rows))
-    return Detections(boxes, scores, classes, rows, found)
+    return Detections(boxes, scores, classes, found), rows
 
 
 def rescale(
