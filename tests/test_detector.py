@@ -11,7 +11,6 @@ from jax import export
 
 import resnest_jax
 from resnest_jax.errors import InputError
-from resnest_jax.models.detection.detections import Detections
 
 # One worker builds the golden detector.
 pytestmark = pytest.mark.xdist_group("detector")
@@ -225,10 +224,8 @@ def test_detections_are_inside_the_images_and_sorted(small, found):
 
 def test_exported_detector_is_the_same(small, found):
     model, variables, images, sizes = small
-    export.register_namedtuple_serialization(Detections, serialized_name="Detections")
-    exported = export.export(
-        jax.jit(partial(model.apply, variables, method="detect")), platforms=["cpu", "cuda", "tpu"]
-    )(images, sizes)
+    detect = jax.jit(lambda *arrays: tuple(model.apply(variables, *arrays, method="detect")))
+    exported = export.export(detect, platforms=["cpu", "cuda", "tpu"])(images, sizes)
     called = export.deserialize(exported.serialize()).call(images, sizes)
     for actual, expected in zip(called, found, strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-4)

@@ -159,3 +159,26 @@ def test_backbones_of_classification_and_detection_are_the_same(small, tmp_path)
     path = written(tmp_path, renamed | {"res3.0.conv2_offset.weight": np.zeros((18, 8, 3, 3))})
     with pytest.raises(InputError, match=r"unknown: res3\.0\.conv2_offset"):
         detector.load_detector(model, "resnest14", path)
+
+
+@pytest.mark.parametrize(
+    ("description", "new"),
+    [
+        ({"name": "faster_rcnn"}, ()),
+        ({"name": "faster_rcnn", "num_classes": 5}, ("box_predictor",)),
+        ({"name": "fcn"}, detector.HEADS),
+    ],
+)
+def test_runs_of_detection_and_segmentation(small, description, new, tmp_path, monkeypatch):
+    model, state_dict = small
+    stored = resnest_jax.from_torch(state_dict, model)
+    description = {"backbone": "resnest14"} | description
+    monkeypatch.setattr(detector, "describe_directory", lambda path: (description, True))
+    monkeypatch.setattr(detector, "restore_run", lambda path, checkpoint: (1, stored))
+    model = model.clone(num_classes=description.get("num_classes", 3))
+    loaded = detector.load_detector(model, "resnest14", str(tmp_path))
+    assert detector.missing_heads(loaded) == new
+    expected = {name: tree for name, tree in stored["params"].items() if name not in new}
+    assert_trees_equal(loaded["params"], expected)
+    with pytest.raises(InputError, match="have the backbone resnest14, not resnest50"):
+        detector.load_detector(model, "resnest50", str(tmp_path))
