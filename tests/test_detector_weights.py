@@ -174,7 +174,7 @@ def test_runs_of_detection_and_segmentation(small, description, new, tmp_path, m
     stored = resnest_jax.from_torch(state_dict, model)
     description = {"backbone": "resnest14"} | description
     monkeypatch.setattr(detector, "describe_directory", lambda path: (description, True))
-    monkeypatch.setattr(detector, "restore_run", lambda path, checkpoint: (1, stored))
+    monkeypatch.setattr(detector, "restore_directory", lambda *_: (1, stored))
     model = model.clone(num_classes=description.get("num_classes", 3))
     loaded = detector.load_detector(model, "resnest14", str(tmp_path))
     assert detector.missing_heads(loaded) == new

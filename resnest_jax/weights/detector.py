@@ -1,6 +1,5 @@
 """Initial weights of a detector: an ImageNet backbone, or the whole network."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np

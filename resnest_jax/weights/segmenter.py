@@ -1,6 +1,5 @@
 """Initial weights of a segmentation model: an ImageNet backbone, or backbone and heads."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
