@@ -1,5 +1,6 @@
 """ResNeSt (Split-Attention Networks) in JAX and Flax."""
 
+from resnest_jax.models.detection.fpn import FPN
 from resnest_jax.models.folding import fold
 from resnest_jax.models.layers.split_attention import SplitAttention
 from resnest_jax.models.resnest import ResNeSt
@@ -8,6 +9,7 @@ from resnest_jax.weights.pretrained import load_pretrained, save_weights
 from resnest_jax.weights.torch_names import from_torch, to_torch
 
 __all__ = [
+    "FPN",
     "ResNeSt",
     "SplitAttention",
     "create_model",

@@ -58,10 +58,11 @@ def state_dict(model) -> dict[str, np.ndarray]:
     init = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), init)
     empty = resnest_jax.to_torch(zeros, model)
-    return {key: _weight(key, value.shape) for key, value in empty.items() if COUNTER not in key}
+    return {key: weight(key, value.shape) for key, value in empty.items() if COUNTER not in key}
 
 
-def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
+def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the weights of an entry."""
     rng = np.random.RandomState(zlib.crc32(key.encode()))
     n = rng.standard_normal(shape).astype(np.float32)
     if len(shape) == 4:

@@ -22,6 +22,14 @@ def test_decoder():
     assert np.isfinite(logits).all()
 
 
+def test_pyramid():
+    scores = main_of("pyramid")()
+    sizes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    shapes = {f"p{level}": (1, *size, 5) for level, size in enumerate(sizes, 2)}
+    assert {level: x.shape for level, x in scores.items()} == shapes
+    assert all(np.isfinite(x).all() for x in scores.values())
+
+
 def test_finetune_head():
     before, after, losses = main_of("finetune_head")()
     assert losses[-1] < 0.5 * losses[0]

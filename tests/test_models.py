@@ -146,6 +146,22 @@ def test_batch_norm_statistics():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * values.var(0, ddof=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_masked_elements_do_not_count_in_statistics(groups):
+    """The last group has no element that counts, and stays finite."""
+    x = np.random.default_rng(0).normal(1, 2, (8, 3, 3, 5)).astype(np.float32)
+    mask = np.array([True, False, True, True, False, False, False, False])
+    variables = BatchNorm().init(jax.random.key(0), x)
+    y, updates = BatchNorm(groups=groups).apply(variables, x, True, mask, mutable=["batch_stats"])
+    alone, expected = BatchNorm().apply(variables, x[mask], True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y[mask], alone, atol=1e-5)
+    assert np.isfinite(y).all()
+    if groups == 1:
+        for name in ("mean", "var"):
+            actual = updates["batch_stats"][name]
+            np.testing.assert_allclose(actual, expected["batch_stats"][name], rtol=1e-5)
+
+
 def test_statistics_by_groups():
     """Each part of a batch is normalised alone; running statistics are averaged."""
     x = np.random.default_rng(0).normal(1, 2, (8, 3, 3, 5)).astype(np.float32)

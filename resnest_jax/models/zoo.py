@@ -10,6 +10,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.deeplab import HEADS, SegmentationModel
+from resnest_jax.models.detection.faster_rcnn import FasterRCNN
 from resnest_jax.models.resnest import ResNeSt
 
 STAGE_SIZES = {
@@ -111,6 +112,8 @@ MODELS: dict[str, Model] = {
     "skresnet101": Model(_resnet(101, attention="sk"), 45_013_432, source=TIMM_BLOCKS),
 }
 
+DETECTOR = "faster_rcnn"
+
 # Old name of a field -> new name.
 RENAMED = {"expression": "implementation"}
 
@@ -128,17 +131,22 @@ def create_model(  # pyright: ignore[reportOverlappingOverload]
     name: Literal["deeplabv3", "fcn"], **fields: Any
 ) -> SegmentationModel: ...
 @overload
+def create_model(  # pyright: ignore[reportOverlappingOverload]
+    name: Literal["faster_rcnn"], **fields: Any
+) -> FasterRCNN: ...
+@overload
 def create_model(name: str, **fields: Any) -> ResNeSt: ...
-def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel:
+def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel | FasterRCNN:
     """Create a model by name, a ``flax.linen.Module``; any of its fields can be overridden.
 
     Args:
       name: one of ``list_models()``, or ``resnest{depth}_fast_{R}s{K}x{D}d`` with any radix R,
         cardinality K and width D (paper, table 3) and the average pool before the 3x3; or
-        ``deeplabv3`` or ``fcn``, see ``SegmentationModel``.
+        ``deeplabv3`` or ``fcn``, see ``SegmentationModel``; or ``faster_rcnn``, see ``FasterRCNN``.
       **fields: fields of ``ResNeSt``, for example ``num_classes``, ``dtype``, ``output_stride``.
-        For segmentation those of ``SegmentationModel``, with ``backbone`` a name (default
-        ``resnest50``), and all others of the backbone, whose ``output_stride`` is 8 by default.
+        For segmentation and detection those of ``SegmentationModel`` or ``FasterRCNN``, with
+        ``backbone`` a name (default ``resnest50``), and all others of the backbone. By default its
+        ``output_stride`` is 8 for segmentation, its ``frozen_stages`` 1 for detection.
 
     Raises:
       InputError: if the name or a field does not exist, or a field is out of range.
@@ -146,20 +154,27 @@ def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel:
     fields = {RENAMED.get(field, field): value for field, value in fields.items()}
     fields = {field: _plain(value) for field, value in fields.items()}
     if name in HEADS:
-        return _segmentation(name, fields)
+        backbone, own = _on_backbone(SegmentationModel, fields, output_stride=8)
+        return SegmentationModel(backbone, name, **own)
+    if name == DETECTOR:
+        backbone, own = _on_backbone(FasterRCNN, fields, frozen_stages=1)
+        return FasterRCNN(backbone, **own)
     preset = _fields_of(name)
     _check_known(fields, _names_of(ResNeSt))
     return ResNeSt(**preset | fields)
 
 
-def _segmentation(head: str, fields: dict[str, Any]) -> SegmentationModel:
-    own = [name for name in _names_of(SegmentationModel) if name not in ("backbone", "head")]
+def _on_backbone(
+    model: type[nn.Module], fields: dict[str, Any], **defaults: Any
+) -> tuple[ResNeSt, dict[str, Any]]:
+    """Return the backbone of a model that has one, and the fields of its own."""
+    own = [name for name in _names_of(model) if name not in ("backbone", "head")]
     of_backbone = [name for name in _names_of(ResNeSt) if name not in own]
     _check_known(fields, ["backbone", *own, *of_backbone])
     preset = _fields_of(fields.get("backbone", "resnest50"))
-    preset = {**preset, "num_classes": 0, "output_stride": 8}  # a new dict: that one is shared
+    preset = {**preset, "num_classes": 0, **defaults}  # a new dict: that one is shared
     backbone = ResNeSt(**preset | {k: v for k, v in fields.items() if k in of_backbone})
-    return SegmentationModel(backbone, head, **{k: v for k, v in fields.items() if k in own})
+    return backbone, {k: v for k, v in fields.items() if k in own}
 
 
 def _names_of(module: type[nn.Module]) -> list[str]:

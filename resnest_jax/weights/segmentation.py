@@ -211,8 +211,8 @@ def _find_backbone(path: Path, state_dict: StateDict) -> str:
     }
     for name in MODELS:
         model = create_model(name, num_classes=0)
-        names_fit = {key for key, at in torch_entries(model) if at is not None} <= arrays.keys()
-        if names_fit and not misfits(arrays, model):  # the shapes take longer
+        wanted = {entry.key for entry in torch_entries(model) if entry.path is not None}
+        if wanted <= arrays.keys() and not misfits(arrays, model):  # the shapes take longer
             return name
     raise InputError(
         f"the backbone of the weights {path} is none of the zoo; one of general form, "

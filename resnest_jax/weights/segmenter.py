@@ -1,7 +1,5 @@
 """Initial weights of a segmentation model: an ImageNet backbone, or backbone and heads."""
 
-import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +7,7 @@ import numpy as np
 from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
 from resnest_jax.models.deeplab import SegmentationModel
+from resnest_jax.weights.backbone import as_backbone, load_backbone
 from resnest_jax.weights.formats import (
     StateDict,
     check_no_checkpoint,
@@ -17,7 +16,6 @@ from resnest_jax.weights.formats import (
     read_file,
     restore_directory,
 )
-from resnest_jax.weights.pretrained import load_pretrained
 from resnest_jax.weights.torch_names import FIRST_BLOCK, from_torch
 
 HEADS = ("head", "auxiliary")
@@ -47,12 +45,12 @@ def load_segmenter(
       InputError: as ``load_pretrained``, or if the source has another backbone.
     """
     if source is None:
-        return _of_backbone(model, backbone, None)
+        return load_backbone(model.backbone, backbone, None)
     path = local_path("pretrained.weights", source)
     if path.is_dir():
         description, is_run = describe_directory(path)
         if not is_segmentation(description):
-            return _of_backbone(model, backbone, path, checkpoint)
+            return load_backbone(model.backbone, backbone, path, checkpoint)
         if description["backbone"] != backbone:
             raise InputError(
                 f"weights {path} have the backbone {description['backbone']}, not {backbone}"
@@ -62,7 +60,7 @@ def load_segmenter(
     check_no_checkpoint(path, checkpoint)
     state_dict = unwrap(read_file(path))
     if not any(key.startswith(BACKBONE) for key in state_dict):
-        return _of_backbone(model, backbone, path)
+        return load_backbone(model.backbone, backbone, path)
     return _of_state_dict(model, state_dict)
 
 
@@ -70,15 +68,6 @@ def missing_heads(model: SegmentationModel, variables: dict[str, Any]) -> tuple[
     """Return the heads of the model that the variables lack."""
     wanted = HEADS if model.auxiliary else HEADS[:1]
     return tuple(head for head in wanted if head not in variables["params"])
-
-
-def _of_backbone(
-    model: SegmentationModel, backbone: str, path: Path | None, checkpoint: str = "last"
-) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(model.backbone)} - {"parent", "name"}
-    fields = {name: getattr(model.backbone, name) for name in names}
-    _, variables = load_pretrained(backbone, path, checkpoint=checkpoint, in_channels=3, **fields)
-    return {collection: {"backbone": tree} for collection, tree in variables.items()}
 
 
 def _fitting_heads(
@@ -114,8 +103,7 @@ def _of_state_dict(model: SegmentationModel, state_dict: StateDict) -> dict[str,
             for key, value in state_dict.items()
             if key.startswith(BACKBONE)
         }
-        variables = from_torch(entries, model.backbone)
-        return {collection: {"backbone": tree} for collection, tree in variables.items()}
+        return as_backbone(from_torch(entries, model.backbone))
     with_auxiliary = model.auxiliary and "auxiliary" in present
     if not with_auxiliary:
         prefix = TORCH_HEADS["auxiliary"]

@@ -44,6 +44,7 @@ class Conv(nn.Module):
       implementation: that of a grouped convolution, see ``conv2d``.
       platform: target platform, see ``layers.platforms.on_cpu``.
       dtype: dtype of the computation; parameters are float32.
+      bias_init: None is torch's default.
 
     Raises:
       InputError: if ``groups`` does not divide the channels.
@@ -59,6 +60,7 @@ class Conv(nn.Module):
     platform: str | None = None
     dtype: Dtype = jnp.float32
     kernel_init: Initializer = conv_init
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +82,7 @@ class Conv(nn.Module):
             settings = (self.strides, self.dilation, self.groups)
             x = conv2d(x, kernel, *settings, self.implementation, self.platform)
         if self.use_bias:
-            init = uniform_init(fan_in * self.kernel_size**2)
+            init = self.bias_init or uniform_init(fan_in * self.kernel_size**2)
             bias = self.param("bias", init, (self.features,), jnp.float32).astype(self.dtype)
             x = x + bias[None, None, None]
         return x

@@ -18,18 +18,21 @@ from jax.interpreters import ad, batching, mlir
 _linear = Primitive("linear")
 
 
+def linear(function: Callable, transpose: Callable, residuals: Sequence, x: jax.Array) -> jax.Array:
+    """Return ``function(*residuals, x)``, which is linear in x, with this transpose.
+
+    The transpose is ``transpose(*residuals, dy)``; derivatives for the residuals are those of JAX.
+    Neither may use traced arrays other than its arguments.
+    """
+    return _linear.bind(*residuals, x, function=function, transpose=transpose)
+
+
 def tangent_of(y: jax.Array, *parts: tuple[Callable, Callable, Sequence, Any]) -> jax.Array:
     """Return the tangent of y, the sum of ``function(*residuals, dx)`` over the parts.
 
-    A part is ``function, transpose, residuals, dx``. The function is linear in dx, an array or a
-    symbolic zero, and its transpose is ``transpose(*residuals, dy)``; derivatives for the residuals
-    are those of JAX. Neither may use traced arrays other than its arguments.
+    A part is ``function, transpose, residuals, dx``, see ``linear``; dx may be a symbolic zero.
     """
-    tangents = [
-        _linear.bind(*residuals, dx, function=function, transpose=transpose)
-        for function, transpose, residuals, dx in parts
-        if not isinstance(dx, SymbolicZero)
-    ]
+    tangents = [linear(*part) for part in parts if not isinstance(part[-1], SymbolicZero)]
     return reduce(jnp.add, tangents) if tangents else jnp.zeros_like(y)
 
 

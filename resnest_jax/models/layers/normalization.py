@@ -21,6 +21,9 @@ class BatchNorm(nn.Module):
     single value, which would silently return the bias. Under ``jax.jit`` with a sharded batch the
     statistics are those of the global batch.
 
+    Call with x (B, ..., C) and ``train``. Elements of the batch where ``mask`` (B,) bool is False
+    do not count in the statistics of training.
+
     Attributes:
       mode: ``batch``; ``frozen``: running statistics, scale and bias are fixed, in training too;
         ``folded``: bias only, the rest is folded into the convolution before (inference only).
@@ -43,7 +46,9 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, train: bool = False, mask: jax.Array | None = None
+    ) -> jax.Array:
         channels = x.shape[-1:]
         wide = _wide(x)
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -59,7 +64,8 @@ class BatchNorm(nn.Module):
         if train and self.mode == "batch":
             if self.groups > 1:
                 x = self._split(x)
-            mean, var, unbiased = self._statistics(x)
+                mask = None if mask is None else self._split(mask)
+            mean, var, unbiased = self._statistics(x, mask)
             if not self.is_initializing():
                 m = self.momentum
                 for running, new in ((running_mean, mean), (running_var, unbiased)):
@@ -75,14 +81,16 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype).reshape(shape)
 
     def _split(self, x: jax.Array) -> jax.Array:
-        """Reshape (B, ..., C) -> (groups, B / groups, ..., C)."""
+        """Reshape (B, ...) -> (groups, B / groups, ...)."""
         if x.shape[0] % self.groups:
             raise InputError(
                 f"norm_groups {self.groups} must divide the batch of {x.shape[0]} images"
             )
         return x.reshape(self.groups, -1, *x.shape[1:])
 
-    def _statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _statistics(
+        self, x: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return mean, variance and unbiased variance per group, with axes kept."""
         axes = tuple(range(1 if self.groups > 1 else 0, x.ndim - 1))
         count = math.prod(x.shape[axis] for axis in axes)
@@ -92,8 +100,13 @@ class BatchNorm(nn.Module):
                 "single value per channel; train with a batch size of at least 2 per group of "
                 "statistics"
             )
-        mean = jnp.mean(x, axes, keepdims=True, dtype=_wide(x))
-        var = jnp.mean(lax.square(x.astype(_wide(x)) - mean), axes, keepdims=True)
+        if mask is not None:
+            mask = mask | ~jnp.any(mask, -1, keepdims=True)  # without any, all: no division by 0
+            mask = mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
+            values = jnp.sum(mask, axes, _wide(x), keepdims=True)
+            count = values * (count // x.shape[axes[0]])
+        mean = jnp.mean(x, axes, keepdims=True, dtype=_wide(x), where=mask)
+        var = jnp.mean(lax.square(x.astype(_wide(x)) - mean), axes, keepdims=True, where=mask)
         return mean, var, var * (count / (count - 1))
 
 

@@ -1,0 +1,67 @@
+"""Heads on pooled regions: features of a box, then its class and its refinement."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from resnest_jax.models.detection.fpn import xavier_init
+from resnest_jax.models.detection.rpn import normal_init
+from resnest_jax.models.layers.activation import relu
+from resnest_jax.models.layers.convolution import Conv
+from resnest_jax.models.layers.normalization import BatchNorm
+
+ModuleDef = Callable[..., nn.Module]
+
+CONVOLUTIONS = 4
+
+
+class BoxHead(nn.Module):
+    """Four 3x3 convolutions with norm and ReLU, and a dense layer with ReLU.
+
+    Call with pooled features (R, H, W, C), ``train``, and ``valid`` (R,) bool: the others have no
+    part in the batch statistics. Returns (R, hidden). Training updates ``batch_stats``.
+
+    Attributes:
+      hidden: units of the dense layer.
+      conv, norm: factories of the layers.
+      dtype: dtype of the dense layer.
+    """
+
+    hidden: int = 1024
+    conv: ModuleDef = Conv
+    norm: ModuleDef = BatchNorm
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, valid: jax.Array | None = None
+    ) -> jax.Array:
+        for i in range(1, CONVOLUTIONS + 1):
+            x = self.conv(x.shape[-1], kernel_size=3, name=f"conv{i}")(x)
+            x = relu(self.norm(name=f"bn{i}")(x, train, valid))
+        # The authors' order is channel, row, column.
+        x = jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
+        dense = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier_init, name="fc")
+        return relu(dense(x))
+
+
+class BoxPredictor(nn.Module):
+    """Class logits (R, num_classes + 1), background last, and deltas (R, 4 * num_classes).
+
+    Call with the features of boxes (R, C). The deltas are dx, dy, dw, dh of the first class, then
+    of the next. Both are float32 at least.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dense = partial(nn.Dense, dtype=dtype)
+        logits = dense(self.num_classes + 1, kernel_init=normal_init, name="cls_score")(x)
+        box_init = nn.initializers.normal(0.001)
+        return logits, dense(4 * self.num_classes, kernel_init=box_init, name="bbox_pred")(x)

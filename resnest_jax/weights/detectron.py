@@ -1,0 +1,87 @@
+"""Names of the entries of the authors' detectors, which are those of detectron2."""
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+
+from resnest_jax.models.detection.anchors import anchors
+from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.fpn import LEVELS
+from resnest_jax.models.detection.roi_heads import CONVOLUTIONS
+from resnest_jax.models.resnest import ResNeSt
+from resnest_jax.weights.entries import COUNTER, Entry, below, classification_entries, layer, norm
+
+BACKBONE = "backbone.bottom_up."
+PREDICTOR = "roi_heads.box_predictor."
+ANCHORS = "cell_anchors"
+# Names in a block of a classifier, without its last shortcut, and here.
+BLOCK = {f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)}
+DEEP_STEM = {"bn1": "conv1_3.norm"}
+DEEP_STEM |= {f"conv1.{3 * i - 3}": f"conv1_{i}" for i in (1, 2, 3)}
+DEEP_STEM |= {f"conv1.{3 * i - 2}": f"conv1_{i}.norm" for i in (1, 2)}
+STEM = {"conv1": "conv1", "bn1": "conv1.norm"}
+
+
+def detection_entries(model: FasterRCNN) -> Iterator[Entry]:
+    """Yield the entries of a detector."""
+    entries = [*_fpn(), *_backbone(model.backbone), *_rpn(model), *_box_head()]
+    if model.backbone.norm != "batch":  # frozen norms of detectron2 do not count
+        entries = [entry for entry in entries if not entry.key.endswith(COUNTER)]
+    return iter(entries)
+
+
+def detectron_name(key: str, model: ResNeSt) -> str:
+    """Return the name here of an entry of a backbone that is a classifier."""
+    name, _, leaf = key.rpartition(".")
+    if match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", name):
+        stage, block, part = match.groups()
+        first = 1 if model.avg_down else 0  # the average pool of the shortcut has index 0
+        shortcut = {
+            f"downsample.{first}": "shortcut",
+            f"downsample.{first + 1}": "shortcut.norm",
+        }
+        return f"res{int(stage) + 1}.{block}.{(BLOCK | shortcut).get(part, part)}.{leaf}"
+    return f"stem.{(DEEP_STEM if model.deep_stem else STEM)[name]}.{leaf}"
+
+
+def _fpn() -> Iterator[Entry]:
+    for level in LEVELS:
+        for kind in ("lateral", "output"):
+            yield from layer(f"backbone.fpn_{kind}{level}", ("fpn", f"{kind}_conv{level}"))
+            yield from norm(f"backbone.fpn_{kind}{level}.norm", ("fpn", f"{kind}_bn{level}"))
+
+
+def _backbone(model: ResNeSt) -> Iterator[Entry]:
+    """Yield the entries of the backbone, each block with its shortcut first."""
+    stages = range(1, model.frozen_stages + 1)
+    frozen = ("stem.", *(f"res{stage + 1}." for stage in stages)) if stages else ()
+    entries = [
+        below("backbone", entry)._replace(key=detectron_name(entry.key, model))
+        for entry in classification_entries(model)
+    ]
+    for _, block in groupby(entries, lambda entry: entry.key.split(".")[:2]):
+        for entry in sorted(block, key=lambda entry: ".shortcut." not in entry.key):
+            if not (entry.key.startswith(frozen) and entry.key.endswith(COUNTER)):
+                yield entry._replace(key=BACKBONE + entry.key)
+
+
+def _rpn(model: FasterRCNN) -> Iterator[Entry]:
+    generator = "proposal_generator"
+    for i, size in enumerate(model.anchor_sizes):
+        of_cell = np.asarray(anchors((1, 1), 1, size, model.anchor_ratios))
+        yield Entry(f"{generator}.anchor_generator.{ANCHORS}.{i}", None, of_cell)
+    names = {"conv": "conv", "objectness_logits": "objectness", "anchor_deltas": "deltas"}
+    for torch_name, name in names.items():
+        yield from layer(f"{generator}.rpn_head.{torch_name}", ("rpn", name), bias=True)
+
+
+def _box_head() -> Iterator[Entry]:
+    head = "roi_heads.box_head"
+    for i in range(1, CONVOLUTIONS + 1):
+        yield from layer(f"{head}.conv{i}", ("box_head", f"conv{i}"))
+        yield from norm(f"{head}.conv{i}.norm", ("box_head", f"bn{i}"))
+    yield from layer(f"{head}.fc1", ("box_head", "fc"), bias=True)
+    for name in ("cls_score", "bbox_pred"):
+        yield from layer(f"{PREDICTOR}{name}", ("box_predictor", name), bias=True)
