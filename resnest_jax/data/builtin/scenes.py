@@ -1,9 +1,9 @@
 """Scenes of handwritten digits on photographs, with the exact pixels of each digit.
 
 The digits and photographs are scikit-learn's. A scene is a part of a photograph, darkened and
-perhaps mirrored, and one to ``MOST`` digits over it, each enlarged from 8x8 pixels, turned, coloured
-and at a random place; a digit may hide a part of an earlier one; then noise. Digits and photographs
-are split first, so that no digit and no part of a photograph is in both splits.
+perhaps mirrored, and one to ``MOST`` digits over it, each enlarged from 8x8 pixels, turned,
+coloured and at a random place; a digit may hide a part of an earlier one; then noise. Digits and
+photographs are split first, so that no digit and no part of a photograph is in both splits.
 """
 
 from collections.abc import Iterator, Sequence
