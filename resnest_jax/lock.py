@@ -1,11 +1,12 @@
-"""One writer per directory."""
+"""One writer per directory, and directories that are written once."""
 
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ def one_writer(directory: Path) -> Iterator[None]:
                 (directory / WRITER).unlink()
     finally:
         lock.release()
+
+
+def write_once(directory: Path, write: Callable[[Path], None]) -> None:
+    """Write a directory if it is not there; another process that writes it is waited for.
+
+    A directory that is there is complete: ``write`` gets another one, which is renamed at the end.
+    What a killed process left is written again.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    if directory.is_dir():
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(directory.with_name(f".{directory.name}{LOCK}")):
+        if directory.is_dir():  # the other process has written it
+            return
+        partial = directory.with_name(f"{directory.name}.incomplete")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        write(partial)
+        partial.rename(directory)
 
 
 def _refusal(directory: Path, owner: dict[str, Any]) -> str:

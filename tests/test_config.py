@@ -76,7 +76,7 @@ def test_the_model_section_of_segmentation_has_the_fields_of_both_modules():
 def test_old_configs_are_completed(values):
     """All current keys, with the old values; keys that the old config lacks are off."""
     config = complete(values)
-    assert config.keys() == default_config("classification").keys()
+    assert config.keys() == default_config(values.get("task", "classification")).keys()
     assert config.is_locked
     old = flatten(values)
     now = json.loads(json.dumps(flatten(config)))

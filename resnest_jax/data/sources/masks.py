@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from resnest_jax.data.label_tables import IGNORED, LabelTable, published_table
-from resnest_jax.data.sources import pascal_context
+from resnest_jax.data.sources import pascal_context, scenes
 from resnest_jax.data.sources.folder import subfolders
 from resnest_jax.data.sources.mask_checks import THREADS, check_values, readable_pairs
 from resnest_jax.data.sources.mask_classes import read_table
@@ -103,7 +103,8 @@ def open_masks(
     """Open images with label maps, and check them: every pair, and the values of some label maps.
 
     Args:
-      name: ``KIND:PATH``, where the kind is one of
+      name: ``scenes``, the built-in data set, see ``scenes.folder``; or ``KIND:PATH``, where the
+        kind is one of
 
         - ``ade20k``: ``PATH/{images,annotations}/{training,validation}``;
         - ``cityscapes``: ``PATH/{leftImg8bit,gtFine}/{train,val}/CITY``;
@@ -127,11 +128,14 @@ def open_masks(
         the classes. The last is also checked whenever a label map is decoded.
     """
     kind, _, path = name.partition(":")
-    if kind not in _LAYOUTS or not path:
+    layout = _LAYOUTS.get(kind, _ADE20K)
+    if name == scenes.NAME:
+        root = scenes.folder()
+    elif kind in _LAYOUTS and path:
+        root = _find_root(local_path(f"dataset {kind}:PATH", path), layout)
+    else:
         kinds = ", ".join(f"{kind}:PATH" for kind in _LAYOUTS)
-        raise InputError(f"dataset {name!r}: expected one of {kinds}")
-    layout = _LAYOUTS[kind]
-    root = _find_root(local_path(f"dataset {kind}:PATH", path), layout)
+        raise InputError(f"dataset {name!r}: expected {scenes.NAME} or one of {kinds}")
     notes: list[str] = []
     needed = training or kind == OWN
     train = _open_split(root, layout, "train_split", train_split, notes) if needed else []

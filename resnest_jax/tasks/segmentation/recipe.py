@@ -30,7 +30,10 @@ from resnest_jax.training.distributed import is_main
 from resnest_jax.training.task import Variables
 from resnest_jax.weights import segmenter
 
-DATASETS = "ade20k:PATH, cityscapes:PATH, pascal_context:PATH, voc:PATH, voc_aug:PATH or masks:PATH"
+DATASETS = (
+    "scenes, ade20k:PATH, cityscapes:PATH, pascal_context:PATH, voc:PATH, voc_aug:PATH or "
+    "masks:PATH"
+)
 LAYERS = (
     "^backbone/stem/",
     *(f"^backbone/stage{stage}_" for stage in range(1, 5)),

@@ -1,0 +1,49 @@
+"""A small FCN on the built-in scenes: handwritten digits on photographs.
+
+    python -m resnest_jax.train --config=configs/scenes_segmentation.py --workdir=runs/scenes
+
+2,400 training scenes of 112x112 pixels, and 300 of other digits and other parts of the photographs
+(see resnest_jax/data/builtin/scenes.py). Classes are the ten digits and the ground. Five to six CPU
+minutes; mean IoU 86.2 %, seed 0. Half of what is missing are pixels at the edges of digits, whose
+strokes are only two cells of the feature map wide. evaluate --multi_scale is lower here: it mirrors
+the pictures, and a mirrored digit is another character.
+"""
+
+from ml_collections import ConfigDict
+
+from resnest_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    config = default_config("segmentation")
+    config.update(
+        {
+            "dataset": "scenes",
+            "model": {
+                "name": "fcn",
+                "backbone": "resnest14_fast_2s1x64d",
+                "planes": (16, 32, 64, 64),
+                "stem_width": 8,
+                "output_stride": 8,
+                "dropout": 0.0,
+            },
+            "crop_size": 112,
+            "batch_size": 8,
+            "epochs": 10.0,
+            "augment": {"base_size": 112, "scale": (0.9, 1.1), "flip": False},
+            "optimizer": {
+                "name": "lamb",
+                "base_learning_rate": 0.32,
+                "schedule": "poly",
+                "warmup_epochs": 0.3,
+                "weight_decay": 1e-2,
+                "clip_norm": 5.0,
+            },
+            "evaluation": {"scales": (0.9, 1.0, 1.1)},
+            "eval_every_epochs": 5.0,
+            "log_every_steps": 50,
+            "checkpoint": {"keep_last": 1},
+        }
+    )
+    return config
