@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from resnest_jax.config import complete
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import recipe as classification
+from resnest_jax.tasks.detection import recipe as detection
 from resnest_jax.tasks.segmentation import recipe as segmentation
 from resnest_jax.training.distributed import main_first
 from resnest_jax.training.mesh import check_batch_size
@@ -24,6 +25,7 @@ from resnest_jax.training.tracker import open_wandb
 TASKS: dict[str, ModuleType] = {
     "classification": classification,
     "segmentation": segmentation,
+    "detection": detection,
 }
 
 

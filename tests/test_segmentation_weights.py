@@ -19,7 +19,8 @@ from resnest_jax.weights import published
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.formats import write_file
-from resnest_jax.weights.segmentation import holds_segmenter, load_weights, recognise
+from resnest_jax.weights.recognition import find_task
+from resnest_jax.weights.segmentation import load_weights, recognise
 
 DEEPLAB = {"backbone": "resnest14", "num_classes": 59, "auxiliary": True}
 
@@ -126,9 +127,9 @@ def test_a_published_file_has_its_classes_and_its_hash(plain, tmp_path, monkeypa
 
 
 def test_what_is_asked_for_must_be_there(plain, deeplab, tmp_path):
-    assert holds_segmenter(None, str(plain))
-    assert holds_segmenter("fcn", None)
-    assert not holds_segmenter("resnest50", str(plain))
+    assert find_task(None, str(plain)) == "segmentation"
+    assert find_task("fcn", None) == "segmentation"
+    assert find_task("resnest50", str(plain)) == "classification"
     for (name, weights), message in {
         ("fcn", str(plain)): "are those of deeplabv3, not of fcn",
         ("fcn", None): "weights of fcn cannot be fetched: give the file",

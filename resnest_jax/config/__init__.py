@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnest_jax.config import classification, segmentation
+from resnest_jax.config import classification, detection, segmentation
 from resnest_jax.config.common import common_keys
 from resnest_jax.errors import InputError
 
@@ -17,13 +17,14 @@ from resnest_jax.errors import InputError
 TASKS: dict[str, Callable[[], dict[str, Any]]] = {
     "classification": classification.classification_keys,
     "segmentation": segmentation.segmentation_keys,
+    "detection": detection.detection_keys,
 }
 # Old key -> new key, for stored configs.
 RENAMED = {"model.expression": "model.implementation"}
 # Sections and keys that do not affect results: they may change when a run is resumed.
 FREE_SECTIONS = ("loader", "checkpoint", "log_every_steps", "tracker")
 # What may change too when a run goes back to a checkpoint that is named.
-CHANGEABLE = ("optimizer", "loss", "augment", "mix", "epochs", "steps", "evaluation")
+CHANGEABLE = ("optimizer", "loss", "augment", "data", "mix", "epochs", "steps", "evaluation")
 CHANGEABLE += ("eval_every_epochs", "eval_every_steps", "patience")
 
 _TYPES = {
@@ -94,10 +95,14 @@ def differences(config: ConfigDict) -> dict[str, Any]:
 
 def best_metric(config: ConfigDict) -> str:
     """Return the name of the metric that selects the best checkpoint of a run."""
-    if config.task == "segmentation":
-        return segmentation.BEST_METRIC
-    several = config.multi_label
-    return classification.BEST_METRIC_OF_MULTI_LABEL if several else classification.BEST_METRIC
+    if config.task == "classification" and config.multi_label:
+        return classification.BEST_METRIC_OF_MULTI_LABEL
+    modules = {
+        "classification": classification,
+        "segmentation": segmentation,
+        "detection": detection,
+    }
+    return modules[config.task].BEST_METRIC
 
 
 def model_fields(config: ConfigDict) -> dict[str, Any]:

@@ -2,10 +2,16 @@
 
 from typing import Any
 
+from resnest_jax.config.classification import resnest_keys
+
+# It selects the best checkpoint.
+BEST_METRIC = "eval_box_ap"
+
 
 def detection_keys() -> dict[str, Any]:
     """Return the keys of detection with their defaults."""
     return {
+        "model": _model_keys(),
         "data": {
             # The shorter side of a training image: "range", an integer from the least to the
             # largest of short_sides; "choice", one of them. The longer side is at most long_side.
@@ -22,4 +28,33 @@ def detection_keys() -> dict[str, Any]:
         "evaluation": {
             "short_side": 800,  # of the images; the longer one is at most data.long_side
         },
+    }
+
+
+def _model_keys() -> dict[str, Any]:
+    """Return the name and fields of a ``FasterRCNN``, and those of its backbone."""
+    return resnest_keys() | {
+        "name": "faster_rcnn",
+        "backbone": "resnest50",
+        "frozen_stages": 1,
+        "features": 256,  # channels of the pyramid and of the convolutions on it
+        "hidden": 1024,  # units of the box head's dense layer
+        "anchor_sizes": (32, 64, 128, 256, 512),  # pixels, of levels 2 to 6
+        "anchor_ratios": (0.5, 1.0, 2.0),  # height / width
+        # Overlap with an object below which an anchor is background, from which it is foreground.
+        "rpn_thresholds": (0.3, 0.7),
+        "rpn_samples": 256,  # anchors of an image in the losses
+        "rpn_positives": 0.5,  # the largest fraction of foreground among them
+        # Anchors of each level that become proposals, and proposals of an image that are kept.
+        "train_candidates": 2000,
+        "test_candidates": 1000,
+        "train_proposals": 1000,
+        "test_proposals": 1000,
+        "proposal_nms": 0.7,  # overlap above which the lower score is dropped
+        "roi_threshold": 0.5,  # overlap from which a proposal is foreground
+        "roi_samples": 512,  # proposals of an image in the losses
+        "roi_positives": 0.25,  # the largest fraction of foreground among them
+        "score_threshold": 0.05,  # of detections
+        "detection_nms": 0.5,  # as proposal_nms, within a class
+        "detections": 100,  # per image
     }

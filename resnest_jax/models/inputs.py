@@ -29,6 +29,16 @@ def normalize(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) - mean[None, None, None]) / std[None, None, None]
 
 
+def normalize_padded(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Normalize images (B, H, W, C) that are padded at the right and at the bottom, float32.
+
+    The padding becomes 0, as in detectron2. ``sizes`` (B, 2) are heights and widths without it.
+    """
+    rows, columns = (jnp.arange(images.shape[1 + axis]) < sizes[:, axis, None] for axis in (0, 1))
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    return jnp.where(inside, normalize(images), 0.0)
+
+
 def denormalize(images: np.ndarray) -> np.ndarray:
     """Return normalized images (B, H, W, C) in 0..255 again."""
     mean, std = STATISTICS[images.shape[-1]]

@@ -1,6 +1,7 @@
 """Find and read the images that a command is given."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +41,27 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
       InputError: if it is not a whole image.
     """
     return decode({"image": read_file("image", path), "key": path}, channels)
+
+
+def readable_photos(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yield path and pixels of each file; print the errors of others on stderr."""
+    for path in paths:
+        try:
+            photo = read_image(path)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            continue
+        yield path, photo
+
+
+def output_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return the start of the names of each image's files: its name, without suffix if unique.
+
+    Raises:
+      InputError: if two are the same.
+    """
+    stems = [path.stem for path in paths]
+    names = {p: p.stem if stems.count(p.stem) == 1 else p.name for p in paths}
+    if len(set(names.values())) < len(names):
+        raise InputError("several images have the same name: give one folder at a time")
+    return names

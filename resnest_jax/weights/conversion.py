@@ -13,7 +13,8 @@ from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.formats import SUFFIXES, write_directory, write_file
 from resnest_jax.weights.pretrained import read_weights
-from resnest_jax.weights.segmentation import holds_segmenter, load_weights
+from resnest_jax.weights.recognition import find_task
+from resnest_jax.weights.segmentation import load_weights
 from resnest_jax.weights.torch_names import Network, from_torch, to_torch
 
 
@@ -67,7 +68,7 @@ def convert(
         )
     if output.exists() and not overwrite:
         raise InputError(f"output {output} exists; pass --overwrite to replace it")
-    if holds_segmenter(name, weights):
+    if find_task(name, weights) == "segmentation":
         about, description, model, variables, card = _segmenter(name, weights, checkpoint, backbone)
     elif backbone is not None:
         raise InputError(f"backbone {backbone}: only a segmentation model has one; leave it out")

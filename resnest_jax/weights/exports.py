@@ -13,7 +13,8 @@ from resnest_jax.models.backbone import clone_backbone
 from resnest_jax.weights import stablehlo
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import find_source, load_classifier
-from resnest_jax.weights.segmentation import holds_segmenter, load_weights
+from resnest_jax.weights.recognition import find_task
+from resnest_jax.weights.segmentation import load_weights
 from resnest_jax.weights.torch_names import Network
 
 STABLEHLO, ONNX = ".stablehlo", ".onnx"
@@ -96,7 +97,7 @@ def export_file(
 
 
 def _load(name: str | None, weights: str | None, checkpoint: str, backbone: str | None) -> _Weights:
-    if holds_segmenter(name, weights):
+    if find_task(name, weights) == "segmentation":
         return _segmenter(name, weights, checkpoint, backbone)
     if backbone is not None:
         raise InputError(f"backbone {backbone}: only a segmentation model has one; leave it out")

@@ -12,6 +12,7 @@ import numpy as np
 from resnest_jax.errors import InputError, import_package, one_line
 from resnest_jax.files import write_atomic, write_json, writing
 from resnest_jax.models.deeplab import HEADS
+from resnest_jax.models.zoo import DETECTOR
 from resnest_jax.weights.card import Card, safetensors_metadata, write_card
 from resnest_jax.weights.torch_files import read_torch, write_torch
 
@@ -98,24 +99,28 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
     try:
         content = json.loads(file.read_text())
         content["name"]  # the default name is not that of the weights
-        task = "segmentation" if is_segmentation(content) else "classification"
-        return model_fields(complete({"task": task, "model": content})), False
+        return model_fields(complete({"task": task_of(content), "model": content})), False
     except (ValueError, KeyError, TypeError) as error:
         problem = error if isinstance(error, InputError) else repr(error)
         raise InputError(f"{file} does not describe a model: {problem}") from error
 
 
-def is_segmentation(description: Mapping[str, Any]) -> bool:
-    """Return whether a model, described by its name and fields, is one of segmentation."""
-    return description.get("name") in HEADS
+def task_of(description: Mapping[str, Any]) -> str:
+    """Return the task of a model, described by its name and fields."""
+    name = description.get("name")
+    if name == DETECTOR:
+        return "detection"
+    return "segmentation" if name in HEADS else "classification"
 
 
 def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
     """Raise InputError if weights are of a model on a backbone, as those of segmentation."""
-    if "backbone" in description:
+    task = task_of(description)
+    if task != "classification":
+        others = "convert, export and " if task == "segmentation" else ""
         raise InputError(
             f"weights {path} are of {description['name']}, not of a classifier; they are for "
-            "evaluate, predict, convert, export and the pretrained.weights of another such run"
+            f"evaluate, predict, {others}the pretrained.weights of another such run"
         )
 
 

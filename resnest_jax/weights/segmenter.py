@@ -12,9 +12,9 @@ from resnest_jax.weights.formats import (
     StateDict,
     check_no_checkpoint,
     describe_directory,
-    is_segmentation,
     read_file,
     restore_directory,
+    task_of,
 )
 from resnest_jax.weights.torch_names import FIRST_BLOCK, from_torch
 
@@ -49,7 +49,7 @@ def load_segmenter(
     path = local_path("pretrained.weights", source)
     if path.is_dir():
         description, is_run = describe_directory(path)
-        if not is_segmentation(description):
+        if task_of(description) != "segmentation":
             return load_backbone(model.backbone, backbone, path, checkpoint)
         if description["backbone"] != backbone:
             raise InputError(

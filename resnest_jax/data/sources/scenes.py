@@ -1,7 +1,10 @@
-"""The built-in scenes as files: images and label maps in the layout of ADE20K."""
+"""The built-in scenes as files: label maps in the layout of ADE20K, or boxes in COCO's form."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,23 +19,35 @@ NAME = "scenes"
 
 
 def folder() -> Path:
-    """Return the folder of the scenes, in the directory of TFDS; write it the first time.
+    """Return the folder of the scenes with label maps; write it the first time.
 
-    It has ``{images,annotations}/{training,validation}`` and ``classes.txt``: an example of a
-    user's own data set too.
+    It is in the directory of TFDS, and has ``{images,annotations}/{training,validation}`` and
+    ``classes.txt``: an example of a user's own data set too.
 
     Raises:
       InputError: if it cannot be written.
     """
+    return _written(NAME, _write_label_maps)
+
+
+def folder_with_boxes() -> Path:
+    """Return the folder of the scenes with the boxes of their digits, as ``folder`` does.
+
+    It has ``annotations/instances_{training,validation}.json`` and ``{training,validation}/``.
+    """
+    return _written(f"{NAME}_coco", _write_boxes)
+
+
+def _written(name: str, write: Callable[[Path], None]) -> Path:
     # Importing TFDS to ask it would take seconds.
     directory = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = local_path("TFDS_DATA_DIR", directory) / NAME / scenes.VERSION
+    root = local_path("TFDS_DATA_DIR", directory) / name / scenes.VERSION
     with writing(f"dataset {NAME}", root):
-        write_once(root, _write)
+        write_once(root, write)
     return root
 
 
-def _write(root: Path) -> None:
+def _write_label_maps(root: Path) -> None:
     table = published_table(NAME)
     palette = np.array(table.palette, np.uint8).tobytes()
     lines = [f"{value} {name}\n" for value, name in zip(table.values, table.names, strict=True)]
@@ -42,7 +57,7 @@ def _write(root: Path) -> None:
         images.mkdir(parents=True)
         label_maps.mkdir(parents=True)
         for index, scene in enumerate(scenes.scenes(split)):
-            Image.fromarray(scene.image).save(images / f"{index:04}.jpg", quality=95)
+            _save_image(scene, images / f"{index:04}.jpg")
             label_map = Image.fromarray(_label_map(scene, table.names.index("ground")))
             label_map.putpalette(palette)  # the values stay
             label_map.save(label_maps / f"{index:04}.png")
@@ -54,3 +69,44 @@ def _label_map(scene: scenes.Scene, ground: int) -> np.ndarray:
     for digit in scene.digits:
         label_map[digit.mask] = digit.value
     return label_map
+
+
+def _write_boxes(root: Path) -> None:
+    (root / "annotations").mkdir()
+    names = published_table(NAME).names[:10]
+    for split in scenes.SCENES:
+        (root / split).mkdir()
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
+        for index, scene in enumerate(scenes.scenes(split)):
+            name = f"{index:04}.jpg"
+            _save_image(scene, root / split / name)
+            height, width = scene.image.shape[:2]
+            images.append({"id": index, "file_name": name, "height": height, "width": width})
+            for digit in scene.digits:
+                box = _box(digit.mask)
+                objects.append(
+                    {
+                        "id": len(objects) + 1,
+                        "image_id": index,
+                        "category_id": digit.value,
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                    }
+                )
+        categories = [{"id": value, "name": name} for value, name in enumerate(names)]
+        content = {"images": images, "annotations": objects, "categories": categories}
+        path = root / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(content, indent=0))
+
+
+def _box(mask: np.ndarray) -> list[int]:
+    """Return left, top, width and height of the smallest box around a mask."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+
+
+def _save_image(scene: scenes.Scene, path: Path) -> None:
+    Image.fromarray(scene.image).save(path, quality=95)

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from resnest_jax.data.batches import Batches, EvalBatches, LoaderOptions
 from resnest_jax.data.decode import decode_sized
-from resnest_jax.data.sources.coco import BoxDataset, open_coco
+from resnest_jax.data.sources import scenes
+from resnest_jax.data.sources.coco import KIND, BoxDataset, open_coco
 from resnest_jax.errors import InputError, import_package
 from resnest_jax.tasks.detection.canvases import Canvases, check_canvas, make_canvases
 from resnest_jax.tasks.detection.transforms import EvalTransform, TrainTransform, check_sizes
@@ -33,8 +34,9 @@ def check_data(config: ConfigDict) -> None:
 
 def open_boxes(config: ConfigDict) -> BoxDataset:
     """Open the data set that the config names; say how many images have too many objects."""
+    built_in = config.dataset == scenes.NAME
     dataset = open_coco(
-        config.dataset,
+        f"{KIND}:{scenes.folder_with_boxes()}" if built_in else config.dataset,
         train_split=config.train_split,
         eval_split=config.eval_split,
         max_unreadable=config.loader.max_unreadable,

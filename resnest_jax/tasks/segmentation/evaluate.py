@@ -1,61 +1,49 @@
 """Evaluate a run of segmentation, or any weights on any label maps."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from resnest_jax.data.batches import EvalBatches, LoaderOptions
 from resnest_jax.data.images import Images
 from resnest_jax.data.label_maps import MaskDecoder
 from resnest_jax.data.sources.masks import MaskDataset
-from resnest_jax.errors import InputError
-from resnest_jax.files import make_folder
 from resnest_jax.models.inputs import normalize
-from resnest_jax.tasks.loading import loader_options
-from resnest_jax.tasks.progress import Shown, image_bar, tell
+from resnest_jax.tasks import evaluation
+from resnest_jax.tasks.progress import image_bar, tell
 from resnest_jax.tasks.segmentation import recipe, report
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 from resnest_jax.tasks.segmentation.sliding import MultiScale
 from resnest_jax.tasks.segmentation.task import Segmentation
 from resnest_jax.tasks.segmentation.transforms import EvalTransform
-from resnest_jax.training.distributed import gather_bytes, is_main, main_first
-from resnest_jax.training.evaluation import make_evaluate_variables
+from resnest_jax.training.distributed import gather_bytes, is_main
 from resnest_jax.training.mesh import (
     batch_sharding,
     make_local_mesh,
-    make_mesh,
     replicated,
     round_up,
 )
-from resnest_jax.training.task import Batch, EvalOutput, Variables
-from resnest_jax.weights.card import check_class_names
 from resnest_jax.weights.segmentation import Segmenter
 
-BATCH = 16  # images at a time, of weights without a run
 WINDOWS = 4  # at a time on each device, by default
 
 
-class Options(NamedTuple):
-    """How to evaluate; None is what the run does, or what is usual.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(evaluation.Options):
+    """How to evaluate; ``output`` is also for pictures of the classes.
 
     Attributes:
-      dataset, split: data and evaluation split; ``auto`` is that of the run.
-      batch_size: images per step, or windows with ``multi_scale``.
-      multi_scale: evaluate whole images in sliding windows at several scales, mirrored too.
-      output: directory for tables and pictures of the classes.
+      multi_scale: evaluate whole images in sliding windows at several scales, mirrored too; then
+        ``batch_size`` counts windows.
     """
 
-    dataset: str | None = None
-    split: str = "auto"
-    batch_size: int | None = None
     multi_scale: bool = False
-    output: Path | None = None
 
 
 def run(segmenter: Segmenter, options: Options | None = None) -> dict[str, Any]:
@@ -66,59 +54,23 @@ def run(segmenter: Segmenter, options: Options | None = None) -> dict[str, Any]:
         the model.
     """
     options = options or Options()
-    config = ConfigDict(segmenter.config.to_dict())
-    config.dataset = options.dataset or config.dataset
-    config.eval_split = config.eval_split if options.split == "auto" else options.split
-    if not config.dataset:
-        raise InputError(f"dataset is missing: give --dataset, {recipe.DATASETS}")
-    with main_first():
-        dataset = recipe.open_dataset(config, training=False)
-    _check_classes(segmenter, dataset)
-    if options.output and is_main():  # before the work
-        make_folder("output", options.output)
-    step = {} if segmenter.step is None else {"step": segmenter.step}
-    tell(
-        *dataset.notes,
-        f"{segmenter.about} of {segmenter.path}{f' at step {segmenter.step}' if step else ''}; "
-        f"{len(dataset.eval)} images of {config.dataset}",
+    config, dataset = evaluation.open_evaluated(
+        segmenter, options, partial(recipe.open_dataset, training=False), recipe.DATASETS
     )
     metric = ConfusionMatrix(len(dataset.class_names))
-    run_folder, usual = (segmenter.path, None) if step else (None, BATCH)
     if options.multi_scale:
         evaluator = make_evaluator(segmenter, options.batch_size)
-        figures = _multi_scale(evaluator, dataset, loader_options(config, run_folder), metric)
+        figures = _multi_scale(
+            evaluator, dataset, evaluation.loader_of(segmenter, config, None), metric
+        )
     else:
-        loader = loader_options(config, run_folder, options.batch_size or usual)
+        loader = evaluation.loader_of(segmenter, config, options.batch_size)
         figures = _single_scale(segmenter, dataset, loader, metric)
     if is_main():
         tell(report.table(metric, dataset.class_names))
         if options.output:
             report.write(options.output, metric, dataset.class_names)
-    return {"model": config.model.name, **step, **figures}
-
-
-def _check_classes(segmenter: Segmenter, dataset: MaskDataset) -> None:
-    """Raise InputError if the data has other classes than the model."""
-    check_class_names(segmenter.path, dataset.class_names, segmenter.card)
-    count = len(segmenter.class_names)
-    if len(dataset.class_names) != count:
-        raise InputError(
-            f"dataset: it has {len(dataset.class_names)} classes, but the weights "
-            f"{segmenter.path} have {count}"
-        )
-
-
-class _Kept(NamedTuple):
-    """A task whose metric is kept."""
-
-    task: Segmentation
-    kept: ConfusionMatrix
-
-    def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
-        return self.task.eval_step(variables, batch)
-
-    def metric(self) -> ConfusionMatrix:
-        return self.kept
+    return evaluation.headed(segmenter, figures)
 
 
 def _single_scale(
@@ -130,8 +82,7 @@ def _single_scale(
         dataset.eval, EvalTransform(crop_size), loader, MaskDecoder(dataset.table)
     )
     task = Segmentation(segmenter.model, crop_size, dataset.class_names)
-    evaluate = make_evaluate_variables(_Kept(task, metric), Shown(batches), make_mesh())
-    return evaluate(segmenter.variables)
+    return evaluation.evaluate(segmenter, task, metric, batches)
 
 
 def _multi_scale(

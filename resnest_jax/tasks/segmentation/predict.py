@@ -1,16 +1,14 @@
 """Segment photos: label maps, pictures and the shares of the classes."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from resnest_jax.data.label_tables import published_names, published_table, voc_color
-from resnest_jax.errors import InputError
 from resnest_jax.files import make_folder, write_atomic, writing
 from resnest_jax.tasks.csv_text import csv_text
-from resnest_jax.tasks.photos import find_images, read_image
+from resnest_jax.tasks.photos import find_images, output_names, readable_photos
 from resnest_jax.tasks.progress import image_bar
 from resnest_jax.tasks.segmentation.draw import (
     Palette,
@@ -47,7 +45,7 @@ def run(
         written.
     """
     paths = find_images(files)
-    names = _output_names(paths)
+    names = output_names(paths)
     class_names, palette = segmenter.class_names, _palette(segmenter)
     column = _free_column(class_names)
     make_folder("output", output)
@@ -76,23 +74,9 @@ def run(
 
 def _photos(paths: Sequence[Path], read: list[tuple[Path, np.ndarray]]) -> Iterator[np.ndarray]:
     """Yield normalised images; append path and pixels of each to ``read``."""
-    for path in paths:
-        try:
-            photo = read_image(path)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            continue
+    for path, photo in readable_photos(paths):
         read.append((path, photo))
         yield normalized(photo)
-
-
-def _output_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Return the start of the names of each image's files: its name, without suffix if unique."""
-    stems = [path.stem for path in paths]
-    names = {p: p.stem if stems.count(p.stem) == 1 else p.name for p in paths}
-    if len(set(names.values())) < len(names):
-        raise InputError("several images have the same name: give one folder at a time")
-    return names
 
 
 def _free_column(class_names: Sequence[str]) -> str:

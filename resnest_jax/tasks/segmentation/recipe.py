@@ -1,61 +1,39 @@
 """Build the parts of a segmentation run from a config."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
-import jax
 from ml_collections import ConfigDict
 
-from resnest_jax.config import model_fields
 from resnest_jax.data.batches import Batches
 from resnest_jax.data.label_maps import MaskDecoder
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.data.sources.masks import MaskDataset, open_masks
 from resnest_jax.errors import InputError
 from resnest_jax.models.deeplab import HEADS, SegmentationModel
-from resnest_jax.models.zoo import create_model
-from resnest_jax.tasks.checks import (
-    check_choice,
-    check_model,
-    check_parallel_and_pretrained,
-    check_source,
-)
+from resnest_jax.tasks import backbone
+from resnest_jax.tasks.checks import check_choice, check_source
 from resnest_jax.tasks.class_weights import class_weights
 from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.parts import Parts
 from resnest_jax.tasks.segmentation.task import Segmentation
 from resnest_jax.tasks.segmentation.transforms import EvalTransform, TrainTransform
-from resnest_jax.training.distributed import is_main
-from resnest_jax.training.task import Variables
 from resnest_jax.weights import segmenter
 
 DATASETS = (
     "scenes, ade20k:PATH, cityscapes:PATH, pascal_context:PATH, voc:PATH, voc_aug:PATH or "
     "masks:PATH"
 )
-LAYERS = (
-    "^backbone/stem/",
-    *(f"^backbone/stage{stage}_" for stage in range(1, 5)),
-    "^(head|auxiliary)/",
-)
-HEADS_ALONE = "^backbone/"  # freezes everything but the heads
+LAYERS = (*backbone.LAYERS, "^(head|auxiliary)/")
 
 
 def check(config: ConfigDict) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
     check_choice("model.name", config.model.name, HEADS)
-    check_parallel_and_pretrained(config, config.model.backbone)
-    check_model(config)
+    backbone.check_network(config)
     train_transform(config)
     check_scales(config)
-    groups = _norm_groups(config)
-    images = config.batch_size // config.parallel.accumulate // groups
-    if config.model.norm == "batch" and images < 2:
-        raise InputError(
-            f"batch_size {config.batch_size} gives {images} image to each of the {groups} groups "
-            "of batch statistics; training needs at least 2, or model.norm 'frozen'"
-        )
 
 
 def check_scales(config: ConfigDict) -> None:
@@ -91,6 +69,13 @@ def build(
     del steps_per_epoch
     check_source(config, workdir)
     task = make_task(config, dataset)
+    load = partial(
+        segmenter.load_segmenter,
+        task.model,
+        config.model.backbone,
+        checkpoint=config.pretrained.checkpoint,
+    )
+    missing = partial(segmenter.missing_heads, task.model)
     return Parts(
         task,
         Batches(
@@ -100,10 +85,10 @@ def build(
             loader_options(config, workdir),
             MaskDecoder(dataset.table),
         ),
-        pretrained=_pretrained(config, task.model),
+        pretrained=backbone.initial_weights(config, load, missing),
         new_modules=segmenter.HEADS,
-        norm_groups=_norm_groups(config),
-        freeze=_freeze(config),
+        norm_groups=backbone.norm_groups(config),
+        freeze=backbone.frozen(config),
         layers=LAYERS,
         palette=dataset.table.palette,
     )
@@ -124,49 +109,10 @@ def make_task(config: ConfigDict, dataset: MaskDataset) -> Segmentation:
 
 
 def make_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
-    """Return the model of a config for a number of classes.
-
-    Raises:
-      InputError: if the config has another number.
-    """
-    fields = model_fields(config)
-    if fields.setdefault("num_classes", num_classes) != num_classes:
-        raise InputError(
-            f"model.num_classes is {fields['num_classes']}, but {config.dataset} has "
-            f"{num_classes} classes; leave it out"
-        )
-    return cast(SegmentationModel, create_model(**fields, norm_groups=_norm_groups(config)))
+    """Return the model of a config for a number of classes, see ``backbone.make_network``."""
+    return cast(SegmentationModel, backbone.make_network(config, num_classes))
 
 
 def train_transform(config: ConfigDict, padding: int = IGNORED) -> TrainTransform:
     """Return the transform of training images; ``padding`` is the label of pixels outside."""
     return TrainTransform(config.crop_size, **config.augment, padding=padding)
-
-
-def _norm_groups(config: ConfigDict) -> int:
-    return jax.device_count() if config.parallel.batch_norm == "device" else 1
-
-
-def _pretrained(config: ConfigDict, model: SegmentationModel) -> Callable[[], Variables] | None:
-    """Return a function that loads the initial weights; None for new ones."""
-    section = config.pretrained
-    if section.weights == "none":
-        return None
-    source = None if section.weights == "published" else section.weights
-
-    def load() -> Variables:
-        loaded = segmenter.load_segmenter(model, config.model.backbone, source, section.checkpoint)
-        new = segmenter.missing_heads(model, loaded)
-        if is_main():
-            kept = ", ".join(sorted(loaded["params"]))
-            print(f"pretrained.weights {section.weights}: {kept}; new: {', '.join(new) or 'none'}")
-        return loaded
-
-    return load
-
-
-def _freeze(config: ConfigDict) -> str:
-    if config.pretrained.train == "head":
-        return HEADS_ALONE
-    stages = config.model.frozen_stages
-    return f"^backbone/(stem|stage[1-{stages}]_block\\d+)/" if stages else ""
