@@ -4,10 +4,11 @@
     python -m resnest_jax.evaluate --model=resnest50 --dataset=folder:imagenet/val
     python -m resnest_jax.evaluate --workdir=runs/ade20k --multi_scale --output=runs/ade20k
     python -m resnest_jax.evaluate --weights=deeplab.pth --dataset=ade20k:PATH --multi_scale
+    python -m resnest_jax.evaluate --workdir=runs/coco --output=runs/coco
 
 A run is evaluated as in training, and other weights by the test of the published model: its crop
-and size. Classes are matched by name; those of segmentation must be the same. The figures are
-printed as JSON; published_top1 is beside them where the data has ImageNet's classes.
+and size. Classes are matched by name; those of segmentation and detection must be the same. The
+figures are printed as JSON; published_top1 is beside them where the data has ImageNet's classes.
 """
 
 import json
@@ -18,9 +19,12 @@ from absl import flags
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import evaluate
+from resnest_jax.tasks.detection import evaluate as detection
 from resnest_jax.tasks.segmentation import evaluate as segmentation
 from resnest_jax.training import distributed
-from resnest_jax.weights.segmentation import holds_segmenter, load_weights
+from resnest_jax.weights.detection import load_weights as load_detector
+from resnest_jax.weights.recognition import find_task
+from resnest_jax.weights.segmentation import load_weights
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
@@ -33,8 +37,8 @@ CHECKPOINT = arguments.define_checkpoint(FLAGS)
 DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    "folder:PATH or a name of TFDS; of segmentation masks:PATH, ade20k:PATH or another; "
-    "default: that of the run.",
+    "folder:PATH or a name of TFDS; of segmentation masks:PATH, ade20k:PATH or another; of "
+    "detection coco:PATH; default: that of the run.",
     flag_values=FLAGS,
 )
 SPLIT = flags.DEFINE_string(
@@ -49,7 +53,7 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
     "Images per step, or windows with --multi_scale; default: those of the run, or 64, of "
-    "segmentation 16; 4 windows per device.",
+    "segmentation and detection 16; 4 windows per device.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -58,8 +62,8 @@ PREDICTIONS = arguments.define_predictions(FLAGS)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Directory for per_class.csv, confusion.csv and confusion.png (segmentation: per_class.png); "
-    "that of the run will do.",
+    "Directory for per_class.csv, confusion.csv and confusion.png (segmentation: per_class.png; "
+    "detection: per_class.csv and results.json, in COCO's form); that of the run will do.",
     flag_values=FLAGS,
 )
 MULTI_SCALE = flags.DEFINE_bool(
@@ -79,10 +83,12 @@ def main(_: list[str]) -> None:
         raise InputError("give --workdir=RUN, or --model=NAME, or --weights=FILE_OR_DIRECTORY")
     workdir = arguments.optional(arguments.local_path, WORKDIR)
     weights = WEIGHTS.value if workdir is None else str(workdir)
-    if holds_segmenter(MODEL.value, weights):
-        results = _segmentation(weights)
-    else:
-        results = _classification(weights)
+    evaluations = {
+        "classification": _classification,
+        "segmentation": _segmentation,
+        "detection": _detection,
+    }
+    results = evaluations[find_task(MODEL.value, weights)](weights)
     if distributed.is_main():
         print(json.dumps(results, indent=2))
 
@@ -98,6 +104,18 @@ def _segmentation(weights: str | None) -> dict[str, Any]:
     )
     segmenter = load_weights(MODEL.value, weights, CHECKPOINT.value, backbone=BACKBONE.value)
     return segmentation.run(segmenter, options)
+
+
+def _detection(weights: str | None) -> dict[str, Any]:
+    arguments.refuse("detection", IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS, MULTI_SCALE)
+    options = detection.Options(
+        dataset=DATASET.value,
+        split=SPLIT.value,
+        batch_size=BATCH_SIZE.value,
+        output=arguments.optional(arguments.local_path, OUTPUT),
+    )
+    detector = load_detector(MODEL.value, weights, CHECKPOINT.value, backbone=BACKBONE.value)
+    return detection.run(detector, options)
 
 
 def _classification(weights: str | None) -> dict[str, Any]:

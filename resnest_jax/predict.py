@@ -1,17 +1,23 @@
-"""Classify or segment images.
+"""Classify or segment images, or detect objects in them.
 
 python -m resnest_jax.predict --model=resnest50 IMAGE_OR_FOLDER...
 python -m resnest_jax.predict --weights=runs/ade20k --output=DIR IMAGE_OR_FOLDER...
 python -m resnest_jax.predict --weights=deeplab.pth --output=DIR IMAGE_OR_FOLDER...
+python -m resnest_jax.predict --weights=runs/coco --output=DIR IMAGE_OR_FOLDER...
 """
+
+from pathlib import Path
 
 from absl import flags
 
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import predict
+from resnest_jax.tasks.detection import predict as detection
 from resnest_jax.tasks.segmentation import predict as segmentation
-from resnest_jax.weights.segmentation import holds_segmenter, load_weights
+from resnest_jax.weights.detection import load_weights as load_detector
+from resnest_jax.weights.recognition import find_task
+from resnest_jax.weights.segmentation import load_weights
 
 FLAGS = flags.FlagValues()
 MODEL = arguments.define_model(FLAGS)
@@ -36,7 +42,8 @@ EMBEDDINGS = flags.DEFINE_string(
 THRESHOLD = flags.DEFINE_float(
     "threshold",
     predict.THRESHOLD,
-    "Least probability of the classes that are printed, for a run with multi_label.",
+    "Least probability of the classes that are printed, for a run with multi_label; of "
+    "detection of the boxes that are drawn and printed.",
     lower_bound=0.0,
     upper_bound=1.0,
     flag_values=FLAGS,
@@ -44,7 +51,8 @@ THRESHOLD = flags.DEFINE_float(
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Segmentation: directory for the label maps, overlays and the shares of the classes.",
+    "Segmentation: directory for the label maps, overlays and the shares of the classes; "
+    "detection: for pictures with boxes and detections.json.",
     flag_values=FLAGS,
 )
 MULTI_SCALE = flags.DEFINE_bool(
@@ -56,9 +64,10 @@ MULTI_SCALE = flags.DEFINE_bool(
 
 
 def main(argv: list[str]) -> int:
-    """Classify or segment the images."""
-    if holds_segmenter(MODEL.value, WEIGHTS.value):
-        return _segment(argv[1:])
+    """Classify or segment the images, or detect objects in them."""
+    task = find_task(MODEL.value, WEIGHTS.value)
+    if task != "classification":
+        return {"segmentation": _segment, "detection": _detect}[task](argv[1:])
     arguments.refuse("classification", BACKBONE, OUTPUT, MULTI_SCALE)
     return predict.run(
         argv[1:],
@@ -79,11 +88,24 @@ def main(argv: list[str]) -> int:
 def _segment(files: list[str]) -> int:
     others = (IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS, THRESHOLD)
     arguments.refuse("segmentation", *others)
-    output = arguments.optional(arguments.local_path, OUTPUT)
-    if output is None:
-        raise InputError("segmentation writes pictures: give --output=DIRECTORY")
+    output = _output_of("segmentation")
     segmenter = load_weights(MODEL.value, WEIGHTS.value, CHECKPOINT.value, backbone=BACKBONE.value)
     return segmentation.run(segmenter, files, output, multi_scale=MULTI_SCALE.value)
+
+
+def _detect(files: list[str]) -> int:
+    others = (IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS, MULTI_SCALE)
+    arguments.refuse("detection", *others)
+    output = _output_of("detection")
+    detector = load_detector(MODEL.value, WEIGHTS.value, CHECKPOINT.value, backbone=BACKBONE.value)
+    return detection.run(detector, files, output, THRESHOLD.value)
+
+
+def _output_of(task: str) -> Path:
+    output = arguments.optional(arguments.local_path, OUTPUT)
+    if output is None:
+        raise InputError(f"{task} writes pictures: give --output=DIRECTORY")
+    return output
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m resnest_jax.preview --config=configs/imagenet.py:resnest50 --output=OUT.png
 
 The picture shows a batch after all augmentation and mixing, with the classes of its targets. For
-segmentation it has the label maps over the images.
+segmentation it has the label maps over the images, for detection the boxes.
 """
 
 import jax
@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from resnest_jax import arguments, cli, recipe
 from resnest_jax.config import complete
 from resnest_jax.tasks.classification.draw import draw_batch
+from resnest_jax.tasks.detection.draw import draw_batch as draw_boxes
 from resnest_jax.tasks.segmentation.draw import draw_batch as draw_label_maps
 from resnest_jax.training import distributed
 from resnest_jax.training.mesh import check_batch_size
@@ -39,10 +40,11 @@ def main(_: list[str]) -> None:
     first = STEP.value * config.batch_size // COUNT.value
     config.batch_size, config.parallel.accumulate, config.evaluation.batch_size = COUNT.value, 1, 0
     run = recipe.build(config)
-    if config.task == "segmentation":
-        draw_label_maps(run, path, SPLIT.value, first)
-    else:
+    if config.task == "classification":
         draw_batch(run, path, SPLIT.value, first, STEP.value)
+    else:
+        draw = {"segmentation": draw_label_maps, "detection": draw_boxes}[config.task]
+        draw(run, path, SPLIT.value, first)
     print(path)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -38,9 +38,9 @@ def run(
     """Detect objects in images; print those of each, and unreadable files on stderr.
 
     Writes ``NAME_boxes.png``, the photo with the boxes, their classes and scores, for each image,
-    and ``detections.json``: of each image ``file``, ``width``, ``height`` and ``detections``, with
-    ``class``, ``score`` and ``box`` (left, top, right and bottom in pixels), best first. It has all
-    detections whose score exceeds the run's ``model.score_threshold``.
+    and ``detections.json``: ``images``, each with ``file``, ``width``, ``height`` and
+    ``detections``, which have ``class``, ``score`` and ``box`` (left, top, right and bottom in
+    pixels), best first. Those are all whose score exceeds the run's ``model.score_threshold``.
 
     Args:
       files: images, and folders of images.
@@ -75,7 +75,7 @@ def run(
             bar.write("\n".join([str(path), *[f"  {text}" for text in texts]]))
             bar.update()
     with writing("output", output):
-        write_json(output / RESULTS, rows)
+        write_json(output / RESULTS, {"images": rows})
     return int(len(rows) < len(paths))
 
 
@@ -86,7 +86,8 @@ def make_detect(detector: Detector, canvases: Canvases) -> Callable[[np.ndarray]
 
     @jax.jit
     def apply(images: jax.Array, sizes: jax.Array) -> Detections:
-        return model.apply(variables, normalize_padded(images, sizes), sizes, method="detect")
+        inputs = normalize_padded(images, sizes)
+        return cast(Detections, model.apply(variables, inputs, sizes, method="detect"))
 
     def detect(photo: np.ndarray) -> Found:
         element = {"image": photo, "boxes": np.zeros((0, 4)), "classes": np.zeros(0), "index": 0}

@@ -65,7 +65,8 @@ class Detection:
             rngs={"dropout": dropout},
             method="losses",
         )
-        return sum(losses.values(), jnp.float32(0)), Aux(updates["batch_stats"], losses)
+        total = jnp.sum(jnp.stack([*losses.values()]))
+        return total, Aux(updates["batch_stats"], losses)
 
     def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
         """Return the detections of every image."""
