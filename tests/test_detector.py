@@ -246,18 +246,20 @@ def test_half_precision(small):
     assert tuple(x.dtype for x in detections) == dtypes
 
 
+def objects():
+    """Return boxes, classes and validity of two objects, and of one."""
+    boxes = [[[8, 8, 40, 50], [60, 10, 90, 60]], [[5, 5, 30, 40], [0, 0, 0, 0]]]
+    return np.float32(boxes), np.array([[0, 2], [1, 0]]), np.array([[True, True], [True, False]])
+
+
 def test_losses_are_of_random_samples(small):
-    """The same for the same key; padding and what it holds does not matter."""
-    model, variables, images, sizes = small
-    boxes = np.array(
-        [[[8, 8, 40, 50], [60, 10, 90, 60]], [[5, 5, 30, 40], [0, 0, 0, 0]]], np.float32
-    )
-    classes = np.array([[0, 2], [1, 0]])
-    valid = np.array([[True, True], [True, False]])
+    """The same for the same key, whatever the padding of the objects holds."""
+    model, variables, *images = small
+    boxes, classes, valid = objects()
 
     @jax.jit
     def losses(boxes, classes, valid, rng):
-        arrays = (images, sizes, boxes, classes, valid, rng)
+        arrays = (*images, boxes, classes, valid, rng)
         return model.apply(variables, *arrays, method="losses", mutable=["batch_stats"])[0]
 
     first = losses(boxes, classes, valid, jax.random.key(0))
@@ -271,6 +273,18 @@ def test_losses_are_of_random_samples(small):
     assert nothing["loss_rpn_loc"] == nothing["loss_box_reg"] == 0
     assert np.isfinite(nothing["loss_cls"])
     assert nothing["loss_rpn_cls"] > 0
+
+
+def test_padding_of_regions_does_not_count(small):
+    """Neither in the losses nor in the batch statistics; there are at most 22 regions."""
+    model, variables, *images = small
+
+    def losses(num):
+        more = model.clone(roi_samples=num, roi_positives=1.0)
+        apply = partial(more.apply, method="losses", mutable=["batch_stats"])
+        return jax.jit(apply)(variables, *images, *objects(), None)
+
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), losses(24), losses(60))
 
 
 @pytest.mark.parametrize(
