@@ -43,7 +43,7 @@ THRESHOLD = flags.DEFINE_float(
     "threshold",
     predict.THRESHOLD,
     "Least probability of the classes that are printed, for a run with multi_label; of "
-    "detection of the boxes that are drawn and printed.",
+    "detection of the boxes that are drawn and counted.",
     lower_bound=0.0,
     upper_bound=1.0,
     flag_values=FLAGS,

@@ -7,8 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from records import encode
 
-from resnest_jax.config.common import common_keys
-from resnest_jax.config.detection import detection_keys
+from resnest_jax.config import default_config
 
 CLASSES = {3: "cat", 7: "dog", 90: "kite"}  # ids with gaps
 SIZES = ((40, 64), (64, 40), (48, 48), (36, 64))  # height, width
@@ -62,9 +61,8 @@ def write_coco(root: Path, train: int = 10, held_out: int = 5) -> tuple[dict, di
 
 
 def data_config(root: Path, **overrides) -> ConfigDict:
-    """Return the keys of a run but those of its model; ``__`` in a name stands for a dot."""
-    config = ConfigDict(common_keys())
-    config.update(detection_keys())
+    """Return a run on a data set; ``__`` in the name of an override stands for a dot."""
+    config = default_config("detection")
     values = {
         "dataset": f"coco:{root}",
         "batch_size": 2,
@@ -76,3 +74,34 @@ def data_config(root: Path, **overrides) -> ConfigDict:
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
     config.update_from_flattened_dict(values)
     return config
+
+
+def tiny_config(root: Path, **overrides) -> ConfigDict:
+    """Return a run of a few steps of a small network, see ``data_config``."""
+    small = {
+        "batch_size": 8,
+        "model.backbone": "resnest14",
+        "model.planes": (8, 8, 8, 8),
+        "model.stem_width": 4,
+        "model.frozen_stages": 0,
+        "model.features": 8,
+        "model.hidden": 16,
+        "model.anchor_sizes": (8, 12, 16, 24, 32),
+        "model.anchor_ratios": (1.0,),
+        "model.rpn_samples": 16,
+        "model.train_candidates": 20,
+        "model.test_candidates": 20,
+        "model.train_proposals": 16,
+        "model.test_proposals": 8,
+        "model.roi_samples": 8,
+        "model.detections": 6,
+        "model.score_threshold": 0.01,
+        "steps": 6,
+        "eval_every_steps": 3,
+        "log_every_steps": 1,
+        "optimizer.base_learning_rate": 2.56,
+        "optimizer.schedule": "cosine",
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.clip_norm": 5.0,
+    }
+    return data_config(root, **{key.replace(".", "__"): v for key, v in small.items()} | overrides)

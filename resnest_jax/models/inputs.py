@@ -34,7 +34,9 @@ def normalize_padded(images: jax.Array, sizes: jax.Array) -> jax.Array:
 
     The padding becomes 0, as in detectron2. ``sizes`` (B, 2) are heights and widths without it.
     """
-    rows, columns = (jnp.arange(images.shape[1 + axis]) < sizes[:, axis, None] for axis in (0, 1))
+    rows, columns = (
+        jnp.arange(images.shape[1 + axis])[None] < sizes[:, axis, None] for axis in (0, 1)
+    )
     inside = rows[:, :, None, None] & columns[:, None, :, None]
     return jnp.where(inside, normalize(images), 0.0)
 

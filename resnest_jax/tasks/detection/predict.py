@@ -21,7 +21,7 @@ from resnest_jax.tasks.progress import image_bar
 from resnest_jax.weights.detection import Detector
 
 RESULTS = "detections.json"
-THRESHOLD = 0.5  # least score of the boxes that are drawn and printed, by default
+THRESHOLD = 0.5  # least score of the boxes that are drawn and counted, by default
 
 
 class Found(NamedTuple):
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 def run(
     detector: Detector, files: Sequence[str], output: Path, threshold: float = THRESHOLD
 ) -> int:
-    """Detect objects in images; print those of each, and unreadable files on stderr.
+    """Detect objects in images; print how many each has, and unreadable files on stderr.
 
     Writes ``NAME_boxes.png``, the photo with the boxes, their classes and scores, for each image,
     and ``detections.json``: ``images``, each with ``file``, ``width``, ``height`` and
@@ -45,7 +45,7 @@ def run(
     Args:
       files: images, and folders of images.
       output: directory to write.
-      threshold: least score of the boxes that are drawn and printed.
+      threshold: least score of the boxes that are drawn and counted.
 
     Returns:
       The exit code: 1 if any file could not be read, else 0.
@@ -72,7 +72,7 @@ def run(
             with writing("output", output):
                 picture.save(output / f"{names[path]}_boxes.png")
             rows.append(_row(path, photo, found, class_names))
-            bar.write("\n".join([str(path), *[f"  {text}" for text in texts]]))
+            bar.write(_summary(path, drawn, class_names))
             bar.update()
     with writing("output", output):
         write_json(output / RESULTS, {"images": rows})
@@ -131,3 +131,9 @@ def _row(path: Path, photo: np.ndarray, found: Found, class_names: Sequence[str]
             for box, score, label in zip(*found, strict=True)
         ],
     }
+
+
+def _summary(path: Path, found: Found, class_names: Sequence[str]) -> str:
+    counts = np.bincount(found.classes, minlength=len(class_names))
+    lines = [f"{counts[i]:5d}  {class_names[i]}" for i in np.argsort(-counts, kind="stable")]
+    return "\n".join([str(path), *lines[: np.count_nonzero(counts)]])

@@ -1,0 +1,260 @@
+"""Detection through the trainer and the commands, on a small folder in COCO's form."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+
+import commands
+import detection_data as data
+import helpers
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from resnest_jax import recipe, runs
+from resnest_jax.dry_run import compile_step
+from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import normalize, normalize_padded
+from resnest_jax.tasks.detection import evaluate, predict
+from resnest_jax.tasks.detection.draw import draw_batch
+from resnest_jax.tasks.detection.metrics import FIGURES
+from resnest_jax.training.metric_writer import read_metrics
+from resnest_jax.training.optimizer import trainable
+from resnest_jax.weights.conversion import convert
+from resnest_jax.weights.detection import load_weights
+from resnest_jax.weights.recognition import find_task
+
+pytestmark = pytest.mark.xdist_group("detection")
+
+LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("boxes")
+    data.write_coco(root, train=24)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("detection")
+    return workdir, runs.train(data.tiny_config(root), workdir)
+
+
+def losses_of(workdir):
+    return [line for line in read_metrics(workdir) if "loss" in line]
+
+
+def test_it_logs_every_loss_and_keeps_its_classes(whole):
+    workdir, summary = whole
+    lines = losses_of(workdir)
+    assert len(lines) == 6
+    for line in lines:
+        assert line["loss"] == pytest.approx(sum(line[name] for name in LOSSES), rel=1e-5)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert {"eval_box_ap", "eval_box_ap50", "best_eval_box_ap"} <= summary.keys()
+    classes = json.loads((workdir / "classes.json").read_text())["class_names"]
+    assert classes == [*data.CLASSES.values()]
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resumed_it_is_the_same(whole, root, tmp_path):
+    """Bit for bit, with batches of two canvases."""
+    workdir, summary = whole
+    assert len(recipe.build(data.tiny_config(root)).batches.train_specs()) == 2
+    shutil.copytree(workdir, tmp_path / "run")
+    again = runs.train(data.tiny_config(root), tmp_path / "run", from_step=3)
+    assert again | {"seconds": 0} == summary | {"seconds": 0}
+    before, after = losses_of(workdir), losses_of(tmp_path / "run")
+    for name in ("step", "loss", "grad_norm", *LOSSES):
+        assert [line[name] for line in before] == [line[name] for line in after]
+
+
+def test_evaluation_of_a_run_against_pycocotools(whole, root, tmp_path, capsys):
+    """The results that it writes have the figures that it returns."""
+    workdir, summary = whole
+    found = evaluate.run(
+        load_weights(None, str(workdir)), evaluate.Options(output=tmp_path / "out", batch_size=5)
+    )
+    assert found["step"] == 6
+    assert found["eval_box_ap"] == summary["eval_box_ap"]
+    table = capsys.readouterr().err
+    assert all(name in table for name in (*data.CLASSES.values(), *FIGURES))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(root / "annotations/instances_val.json")
+        results = truth.loadRes(str(tmp_path / "out/results.json"))
+        expected = COCOeval(truth, results, "bbox")
+        expected.evaluate()
+        expected.accumulate()
+        expected.summarize()
+    for name, value in zip(FIGURES, expected.stats, strict=True):
+        assert found.get(f"eval_box_{name}", -1) == pytest.approx(value), name
+
+
+def test_predictions_are_those_of_the_evaluation(whole, root, tmp_path, capsys):
+    """Of the images as files, with one that cannot be read."""
+    workdir, _ = whole
+    detector = load_weights(None, str(workdir))
+    evaluate.run(detector, evaluate.Options(output=tmp_path / "eval"))
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    files = [str(root / "val"), str(tmp_path / "none.png")]
+    capsys.readouterr()
+    assert predict.run(detector, files, tmp_path / "out", threshold=0.0) == 1
+    assert "none.png" in capsys.readouterr().err
+    images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+    assert len(images) == 5
+    names = {name: category for category, name in data.CLASSES.items()}
+    for number, image in zip(range(100, 105), images, strict=True):
+        assert image["file"] == str(root / f"val/{number}.png")
+        with Image.open(tmp_path / f"out/{number}_boxes.png") as picture:
+            assert picture.width / picture.height == image["width"] / image["height"]
+        expected = [entry for entry in results if entry["image_id"] == number]
+        assert len(image["detections"]) >= len(expected) > 0
+        for entry in expected:
+            left, top, width, height = entry["bbox"]
+            assert any(
+                names[found["class"]] == entry["category_id"]
+                and found["score"] == pytest.approx(entry["score"], abs=1e-5)
+                and found["box"] == pytest.approx([left, top, left + width, top + height], abs=0.03)
+                for found in image["detections"]
+            ), entry
+
+
+def test_padding_is_zero_after_normalization():
+    images = np.full((2, 4, 6, 3), 255, np.uint8)
+    found = np.asarray(normalize_padded(images, np.array([[2, 6], [4, 3]])))
+    inside = np.zeros((2, 4, 6), bool)
+    inside[0, :2], inside[1, :, :3] = True, True
+    np.testing.assert_array_equal(found[inside], np.asarray(normalize(images))[inside])
+    assert not found[~inside].any()
+
+
+def test_padding_has_no_part_in_detections(whole, root):
+    """What is in the batch outside of the images does not matter."""
+    workdir, _ = whole
+    task = recipe.build(data.tiny_config(root)).task
+    variables = load_weights(None, str(workdir)).variables
+    batch = next(recipe.build(data.tiny_config(root)).batches.eval())
+    batch["size"] = np.full_like(batch["size"], 20)
+    other = batch | {"image": batch["image"].copy()}
+    other["image"][:, 20:], other["image"][:, :, 20:] = 77, 5
+    step = jax.jit(task.eval_step)
+    first, second = (step(variables, one).per_image for one in (batch, other))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert np.all(np.asarray(first.boxes) <= 20)
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_resnest50", "faster_rcnn_resnest101"])
+def test_recipes_of_coco(name, root):
+    """Schedule, decay and frozen parameters are those of the authors' 1x."""
+    config = helpers.load_config("coco", name)
+    config.dataset, config.train_split, config.eval_split = f"coco:{root}", "train", "val"
+    config.batch_size, config.loader.workers = 8, 0
+    config.data.canvases = ()
+    run = recipe.build(config)
+    assert run.options.total_steps == 90_000
+    rates = [run.schedule(step) for step in (0, 500, 1000, 59_999, 60_000, 80_000)]
+    rates = np.array(rates) * 16 / config.batch_size
+    np.testing.assert_allclose(rates, [2e-5, 0.01001, 0.02, 0.02, 2e-3, 2e-4], rtol=1e-4)
+    model = run.task.model
+    assert (model.features, model.hidden) == (256, 1024)
+    assert model.anchor_sizes == (32, 64, 128, 256, 512)
+    assert (model.rpn_samples, model.roi_samples, model.detections) == (256, 512, 100)
+    assert (model.train_candidates, model.test_candidates) == (2000, 1000)
+    params = jax.eval_shape(run.task.init, jax.random.key(0))["params"]
+    trained = trainable(params, run.options.freeze)
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trained), strict=True)
+    frozen = [leaf.size for leaf, is_trained in leaves if not is_trained]
+    if name == "faster_rcnn_resnest50":
+        assert sum(frozen) == 260_416 + 3_648  # the second are of norms, buffers in detectron2
+
+
+def test_what_decays_is_what_the_authors_decay(root):
+    """All but scale and bias of norms."""
+    decay = re.compile(helpers.load_config("detect").optimizer.decay)
+    task = recipe.build(data.tiny_config(root)).task
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        module = name.split("/")[-2]
+        is_norm = "bn" in module
+        assert bool(decay.search(name)) != is_norm, name
+
+
+def test_a_run_as_initial_weights(whole, root, tmp_path, capsys):
+    workdir, _ = whole
+    config = data.tiny_config(root, pretrained__weights=str(workdir))
+    loaded = recipe.build(config, tmp_path).pretrained()
+    assert {*loaded["params"]} == {"backbone", "fpn", "rpn", "box_head", "box_predictor"}
+    assert "new: none" in capsys.readouterr().out
+
+
+def test_the_largest_canvas_is_compiled(root):
+    config = data.tiny_config(root, data__canvases=((64, 64), (64, 128)))
+    run = recipe.build(config)
+    shapes = {spec["image"].shape for spec in run.batches.train_specs()}
+    assert shapes == {(8, 64, 64, 3), (8, 64, 128, 3)}
+    compiled, _ = compile_step(run)
+    assert "u8[1,64,128,3]" in compiled.as_text()
+
+
+def test_preview_of_boxes(root, tmp_path):
+    run = recipe.build(data.tiny_config(root))
+    for split in ("train", "eval"):
+        draw_batch(run, tmp_path / f"{split}.png", split)
+        with Image.open(tmp_path / f"{split}.png") as picture:
+            assert picture.width > 500
+
+
+WRONG = {
+    "model.name": ("mask_rcnn", "model.name must be one of"),
+    "model.features": (0, "features must be an integer >= 1; got 0"),
+    "model.anchor_sizes": ((8, 16), "anchor_sizes must be five positive numbers"),
+    "model.score_threshold": (1.5, r"score_threshold must be in \[0, 1\]; got 1.5"),
+    "model.output_stride": (16, "output_stride=32"),
+    "model.num_classes": (7, "model.num_classes is 7, but coco:.* has 3 classes"),
+    "parallel.batch_norm": ("device", "gives 1 image to each of the 8 groups"),
+    "data.max_objects": (0, "data.max_objects must be at least 1; got 0"),
+    "data.canvases": (((32, 33),), "multiples of 32"),
+    "dataset": ("masks:here", "expected coco:PATH"),
+    "pretrained.weights": ("missing", "pretrained.weights: there is no .*missing"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_wrong_keys_are_named(key, root, tmp_path):
+    value, message = WRONG[key]
+    with pytest.raises(InputError, match=message):
+        recipe.build(data.tiny_config(root, **{key.replace(".", "__"): value}), tmp_path)
+
+
+def test_bad_input_of_the_commands_is_one_line(whole, tmp_path):
+    workdir, _ = whole
+    run = f"--weights={workdir}"
+    for command, arguments, words in (
+        ("predict", (run, "x.png"), ("--output",)),
+        ("predict", (run, "--tta=flip", "--output=out", "x.png"), ("--tta", "detection")),
+        ("evaluate", (run, "--multi_scale"), ("--multi_scale", "detection")),
+        ("evaluate", (run, "--dataset=coco:missing"), ("missing",)),
+        ("evaluate", (run, "--backbone=resnest50"), ("resnest14", "resnest50")),
+    ):
+        result = commands.run(f"resnest_jax.{command}", *arguments, cwd=tmp_path)
+        commands.assert_one_line(result, *words)
+
+
+def test_what_a_detector_is_not_for(whole, tmp_path):
+    workdir, _ = whole
+    assert find_task(None, str(workdir)) == find_task("faster_rcnn", None) == "detection"
+    with pytest.raises(InputError, match="faster_rcnn, not of a classifier"):
+        convert(None, str(workdir), tmp_path / "x.pth")
+    with pytest.raises(InputError, match="cannot be fetched"):
+        load_weights("faster_rcnn", None)
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="give the directory of a run"):
+        load_weights(None, str(tmp_path / "x.safetensors"))
