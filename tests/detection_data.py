@@ -80,7 +80,8 @@ def tiny_config(root: Path, **overrides) -> ConfigDict:
     """Return a run of a few steps of a small network, see ``data_config``."""
     small = {
         "batch_size": 8,
-        "model.backbone": "resnest14",
+        "model.backbone": "resnet50",
+        "model.stage_sizes": (1, 1, 1, 1),
         "model.planes": (8, 8, 8, 8),
         "model.stem_width": 4,
         "model.frozen_stages": 0,

@@ -72,6 +72,19 @@ def test_the_model_section_of_segmentation_has_the_fields_of_both_modules():
     assert (model.dropout, model.aspp_dropout, model.auxiliary) == (0.1, 0.5, False)
 
 
+def test_the_model_section_of_detection_has_the_fields_of_both_modules():
+    section = default_config("detection").model
+    detector, backbone = (
+        {field.name: field.default for field in dataclasses.fields(module)}
+        for module in (resnest_jax.models.detection.faster_rcnn.FasterRCNN, resnest_jax.ResNeSt)
+    )
+    assert set(section) == {*detector, *backbone} - {"parent", "norm_groups"}
+    model = resnest_jax.create_model(**model_fields(default_config("detection")))
+    for name in set(section) & set(detector) - {"name", "backbone"}:
+        assert getattr(model, name) == detector[name], name
+    assert (model.backbone.frozen_stages, model.backbone.output_stride) == (1, 32)
+
+
 @pytest.mark.parametrize("values", [*RECIPES.values(), *OLD.values()], ids=[*RECIPES, *OLD])
 def test_old_configs_are_completed(values):
     """All current keys, with the old values; keys that the old config lacks are off."""
@@ -176,7 +189,12 @@ def test_every_key_can_be_overridden(task, key):
     default = keys(task)[key]
     value = OTHER[kind(default_config(task), key)]
     value = not default if isinstance(default, bool) else value
-    recipe = {"classification": "digits.py", "segmentation": "segment.py"}[task]
+    recipes = {
+        "classification": "digits.py",
+        "segmentation": "segment.py",
+        "detection": "detect.py",
+    }
+    recipe = recipes[task]
     assert flatten(complete(parse(f"--config.{key}={value}", recipe=recipe)))[key] == value
 
 

@@ -1,4 +1,5 @@
-"""The built-in scenes: pictures, masks, splits, and the files that segmentation reads."""
+"""The built-in scenes: pictures, masks, splits, and the files that segmentation and
+detection read."""
 
 import itertools
 import threading
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
+from resnest_jax.config import complete
 from resnest_jax.data.builtin import scenes
 from resnest_jax.data.images import Images
 from resnest_jax.data.label_maps import MaskDecoder
@@ -14,6 +16,7 @@ from resnest_jax.data.sources import open_masks
 from resnest_jax.data.sources import scenes as files
 from resnest_jax.errors import InputError
 from resnest_jax.lock import write_once
+from resnest_jax.tasks.detection.loading import open_boxes
 
 
 def first(count, split="validation"):
@@ -128,6 +131,27 @@ def test_files_are_read_as_label_maps(few):
     own = open_masks(f"masks:{few}")
     assert own.class_names == dataset.class_names
     assert own.table.values == dataset.table.values == tuple(range(11))
+
+
+def test_files_are_read_as_boxes(few):
+    dataset = open_boxes(complete({"task": "detection", "dataset": "scenes"}))
+    assert (len(dataset.train), len(dataset.eval)) == (3, 2)
+    assert dataset.class_names == (
+        *("zero", "one", "two", "three", "four"),
+        *("five", "six", "seven", "eight", "nine"),
+    )
+    for index, scene in enumerate(first(2)):
+        record = dataset.eval[index]
+        assert record["classes"].tolist() == [digit.value for digit in scene.digits]
+        for box, digit in zip(record["boxes"].astype(int), scene.digits, strict=True):
+            left, top, right, bottom = box
+            inside = np.zeros_like(digit.mask)
+            inside[top:bottom, left:right] = True
+            assert not np.any(digit.mask & ~inside)
+            assert digit.mask[top].any()
+            assert digit.mask[bottom - 1].any()
+            assert digit.mask[:, left].any()
+            assert digit.mask[:, right - 1].any()
 
 
 def test_files_that_a_killed_process_left_are_written_again(few, monkeypatch):
