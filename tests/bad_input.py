@@ -6,6 +6,7 @@ import golden
 import helpers
 
 DIGITS = f"--config={helpers.ROOT}/configs/digits.py"
+DETECT = f"--config={helpers.ROOT}/configs/detect.py"
 OLD = golden.FOLDER / "run_v0"
 
 _START = """\
@@ -75,6 +76,9 @@ CASES = {
         ("--config= --workdir=run", "config"),
         ("{digits} --workdir=run --config.model.name=", "model '' resnest50"),
         ("{digits} --workdir=run --config.model.name=resnest51", "model resnest51 resnest50"),
+        ("{detect} --workdir=run", "dataset coco:PATH"),
+        ("{detect} --workdir=run --config.dataset=coco:missing", "missing"),
+        ("{detect} --workdir=run --config.dataset=x --config.data.max_objects=0", "max_objects 0"),
         *[(f"--config={name} --workdir=run", words) for name, (_, words) in RECIPES.items()],
     ],
     "evaluate": [

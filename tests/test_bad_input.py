@@ -7,7 +7,7 @@ import commands
 import cv2
 import numpy as np
 import pytest
-from bad_input import CASES, DIGITS, OLD, RECIPES, VARIABLES
+from bad_input import CASES, DETECT, DIGITS, OLD, RECIPES, VARIABLES
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def listing(folder):
 def check(folder, words, command, arguments, **variables):
     before = listing(folder)
     module = command if "." in command else f"resnest_jax.{command}"
-    text = arguments.format(digits=DIGITS, old=OLD)
+    text = arguments.format(digits=DIGITS, detect=DETECT, old=OLD)
     result = commands.run(module, *shlex.split(text), cwd=folder, **variables)
     assert result.returncode == 1, result.stdout
     assert result.stderr.startswith("error: "), result.stderr

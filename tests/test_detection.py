@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnest_jax import recipe, runs
-from resnest_jax.dry_run import abstract_batch
+from resnest_jax.dry_run import compile_step
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize, normalize_padded
 from resnest_jax.tasks.detection import evaluate, predict
@@ -183,12 +183,18 @@ def test_a_run_as_initial_weights(whole, root, tmp_path, capsys):
     assert "new: none" in capsys.readouterr().out
 
 
-def test_a_dry_run_is_of_the_largest_canvas(root):
-    config = data.tiny_config(root, data__canvases=((64, 64), (64, 128)))
-    run = recipe.build(config)
+def test_devices_exchange_no_feature_map(root):
+    """The step of the largest canvas, as a dry run compiles it: only scores are gathered."""
+    run = recipe.build(data.tiny_config(root, data__canvases=((64, 64), (32, 64))))
     shapes = {spec["image"].shape for spec in run.batches.train_specs()}
-    assert shapes == {(8, 64, 64, 3), (8, 64, 128, 3)}
-    assert abstract_batch(run)["image"].shape == (8, 64, 128, 3)
+    assert shapes == {(8, 64, 64, 3), (8, 32, 64, 3)}
+    program = compile_step(run)[0].as_text()
+    assert "u8[1,64,64,3]" in program
+    moved = re.findall(
+        r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", program
+    )
+    assert moved
+    assert all(len(shape.split(",")) <= 2 for shape in moved)
 
 
 def test_preview_of_boxes(root, tmp_path):
