@@ -117,10 +117,10 @@ def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
     """Raise InputError if weights are of a model on a backbone, as those of segmentation."""
     task = task_of(description)
     if task != "classification":
-        others = "convert, export and " if task == "segmentation" else ""
+        others = ", convert, export" if task == "segmentation" else ""
         raise InputError(
             f"weights {path} are of {description['name']}, not of a classifier; they are for "
-            f"evaluate, predict, {others}the pretrained.weights of another such run"
+            f"evaluate, predict{others} and the pretrained.weights of another such run"
         )
 
 

@@ -20,10 +20,10 @@ def run(detector: Detector, options: Options | None = None) -> dict[str, Any]:
         the model.
     """
     options = options or Options()
+    loading.check_data(detector.config)
     config, dataset = evaluation.open_evaluated(
         detector, options, recipe.open_dataset, recipe.DATASETS
     )
-    loading.check_data(config)
     metric = CocoAP(dataset.truth)
     loader = evaluation.loader_of(detector, config, options.batch_size)
     batches = loading.make_eval_batches(config, dataset, loader)

@@ -103,16 +103,17 @@ def make_detect(detector: Detector, canvases: Canvases) -> Callable[[np.ndarray]
 
 
 def _canvases(detector: Detector, paths: Sequence[Path]) -> Canvases:
-    """Return the smallest canvases that hold the photos; those that cannot be read do not count."""
+    """Return a wide and a high canvas, the smallest that hold the photos that can be read."""
     sizes = []
     for path in paths:
         try:
-            sizes.append(upright_size(path)[::-1])
+            width, height = upright_size(path)
         except Exception:  # a broken file, which decoding reports; Pillow raises many kinds
             continue
+        sizes += [(height, width), (width, height)]  # a file may turn its image behind the pixels
     config = detector.config
     return make_canvases(
-        np.array(sizes).reshape(-1, 2), config.evaluation.short_side, config.data.long_side
+        np.array(sizes, int).reshape(-1, 2), config.evaluation.short_side, config.data.long_side
     )
 
 
