@@ -1,40 +1,12 @@
 """Segmentation in two processes of two devices is that in one process of four."""
 
-import json
-import subprocess
-import sys
-
-import helpers
 import pytest
 import segmentation_data
-from commands import environment
+from processes import figures, run, write_config
 
 from resnest_jax.training.metric_writer import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
-
-
-def run(count, command, *args):
-    """Run a command in this many processes; return the output of the first."""
-    several = helpers.process_variables(count) if count > 1 else [{}]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"resnest_jax.{command}", *map(str, args)],
-            cwd=helpers.ROOT,
-            env=environment(4 // count) | variables,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for variables in several
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * count
-    return outputs[0]
-
-
-def figures(output):
-    """Return the JSON at the end of an output."""
-    return json.loads(output[output.index("{") :])
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -42,10 +14,7 @@ def test_two_processes_equal_one(tmp_path):
     segmentation_data.write_folder(tmp_path / "data")
     config = segmentation_data.tiny_config(tmp_path / "data", evaluation__scales=(0.75, 1.5))
     file = tmp_path / "config.py"
-    file.write_text(
-        "from resnest_jax.config import complete\n"
-        f"def get_config(): return complete({config.to_dict()})"
-    )
+    write_config(file, config)
     for count in (1, 2):
         run(count, "train", f"--config={file}", f"--workdir={tmp_path / str(count)}")
     one, two = (read_metrics(tmp_path / str(count)) for count in (1, 2))
