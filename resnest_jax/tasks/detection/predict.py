@@ -18,6 +18,7 @@ from resnest_jax.tasks.detection.metrics import to_original
 from resnest_jax.tasks.detection.transforms import EvalTransform
 from resnest_jax.tasks.photos import find_images, output_names, readable_photos
 from resnest_jax.tasks.progress import image_bar
+from resnest_jax.training.task import Variables
 from resnest_jax.weights.detection import Detector
 
 RESULTS = "detections.json"
@@ -85,7 +86,7 @@ def make_detect(detector: Detector, canvases: Canvases) -> Callable[[np.ndarray]
     model, variables = detector.model, jax.device_put(detector.variables)
 
     @jax.jit
-    def apply(images: jax.Array, sizes: jax.Array) -> Detections:
+    def apply(variables: Variables, images: jax.Array, sizes: jax.Array) -> Detections:
         inputs = normalize_padded(images, sizes)
         return cast(Detections, model.apply(variables, inputs, sizes, method="detect"))
 
@@ -94,7 +95,7 @@ def make_detect(detector: Detector, canvases: Canvases) -> Callable[[np.ndarray]
         resized = transform.map(element)
         size = resized["size"]
         boxes, scores, classes, valid = (
-            part[0] for part in jax.device_get(apply(resized["image"][None], size[None]))
+            part[0] for part in jax.device_get(apply(variables, resized["image"][None], size[None]))
         )
         boxes = to_original(boxes[valid], size, np.array(photo.shape[:2]))
         return Found(boxes, scores[valid], classes[valid])
