@@ -326,8 +326,8 @@ def test_the_step_compiles_for_the_shapes_of_the_batches(data):
         ({"pretrained__train": "head"}, "needs model.norm 'frozen'"),
         ({"pretrained__weights": "nowhere.pth"}, "pretrained.weights: there is no .*nowhere.pth"),
         ({"pretrained__weights": "published", "model__backbone": "resnet18"}, "unknown|none of"),
-        ({"dataset": "sklearn_digits"}, "expected one of ade20k:PATH"),
-        ({"dataset": ""}, "dataset is missing; set it to ade20k:PATH, .* or masks:PATH"),
+        ({"dataset": "sklearn_digits"}, "expected scenes or one of ade20k:PATH"),
+        ({"dataset": ""}, "dataset is missing; set it to scenes, ade20k:PATH, .* or masks:PATH"),
         ({"eval_split": "extra"}, "eval_split 'extra'"),
     ],
 )

@@ -154,7 +154,7 @@ def test_what_is_asked_for_must_be_there(plain, deeplab, tmp_path):
 
 def test_commands_take_files(plain, tmp_path):
     missing = run("resnest_jax.evaluate", f"--weights={plain}")
-    assert_one_line(missing, "dataset is missing: give --dataset, ade20k:PATH")
+    assert_one_line(missing, "dataset is missing: give --dataset, scenes, ade20k:PATH")
     picture = run("resnest_jax.predict", f"--weights={plain}", "photo.png")
     assert_one_line(picture, "give --output=DIRECTORY")
     classifier = run("resnest_jax.predict", "--model=resnest50", "--backbone=resnest50", "x.png")
