@@ -71,7 +71,7 @@ class BatchNorm(nn.Module):
         if self.mode == "frozen":
             scale, bias = lax.stop_gradient((scale, bias))
         factor = _along_last(scale, x.ndim) * lax.rsqrt(var + self.epsilon)
-        y = (x.astype(wide) - mean) * factor + _along_last(bias, x.ndim)
+        y = _normalize(x, mean, factor, _along_last(bias, x.ndim))
         return y.astype(self.dtype).reshape(shape)
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -93,8 +93,16 @@ class BatchNorm(nn.Module):
                 "statistics"
             )
         mean = jnp.mean(x, axes, keepdims=True, dtype=_wide(x))
-        var = jnp.mean(lax.square(x.astype(_wide(x)) - mean), axes, keepdims=True)
+        var = jnp.mean(_square(x, mean), axes, keepdims=True)
         return mean, var, var * (count / (count - 1))
+
+
+@jax.checkpoint
+def _square(x,mean): return lax.square(x.astype(_wide(x)) - mean)
+
+@jax.checkpoint
+def _normalize(x,mean,factor,bias):
+    return (x.astype(_wide(x)) - mean)*factor+bias
 
 
 def _wide(x: jax.Array) -> jnp.dtype:

@@ -13,7 +13,7 @@ def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     the image shrinks. An axis of one input pixel is repeated; one output pixel is the first.
     PyTorch's ``interpolate(mode="bilinear", align_corners=True)``, and so the authors'.
     """
-    for axis, length in zip((1, 2), size, strict=True):
+    for axis, length in zip((2, 1), size[::-1], strict=True):
         if x.shape[axis] == 1:
             x = jnp.repeat(x, length, axis)
         elif x.shape[axis] != length:
@@ -24,10 +24,14 @@ def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def _interpolate(x: jax.Array, axis: int, length: int) -> jax.Array:
     # As a product: its gradient is one too, where that of a gather would be a slow scatter.
     matrix = jnp.asarray(interpolation(x.shape[axis], length), x.dtype)
-    letters = "bhwc"
-    old = letters[axis]
-    product = f"{letters},o{old}->{letters.replace(old, 'o')}"
-    return jnp.einsum(product, x, matrix, precision=lax.Precision.HIGHEST)
+    batch, height, width, channels = x.shape
+    if axis == 1:  # per image, so that the result needs no transposition
+        x = x.reshape(batch, height, width * channels)
+    else:
+        x = x.reshape(batch * height, width, channels)
+    matrices = jnp.broadcast_to(matrix, (len(x), *matrix.shape))
+    y = lax.dot_general(matrices, x, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST)
+    return y.reshape(batch, length, width, channels) if axis == 1 else y.reshape(batch, height, length, channels)
 
 
 def interpolation(length: int, new_length: int) -> np.ndarray:
