@@ -37,7 +37,7 @@ def programs(backbone: str, model, images: jax.Array, kind: str, torch: bool) ->
       kind: ``inference``, ``training`` or ``multi_scale``.
     """
     variables = random_variables(model, images)
-    settings = {}
+    labels, settings = None, {}
     if kind == "multi_scale":
         base = round(images.shape[1] * BASE_PER_CROP)
         settings = {"base_size": base, "crop_size": images.shape[1], "scales": SCALES}
@@ -45,7 +45,10 @@ def programs(backbone: str, model, images: jax.Array, kind: str, torch: bool) ->
         images = jax.random.normal(jax.random.key(1), (1, base * 3 // 4, base, 3))
         made, expected = _multi_scale(model, variables, images, settings)
     elif kind == "training":
-        made, expected = _training(model, variables, images), images
+        stripes = (np.arange(images.shape[1]) % model.num_classes).astype(np.uint8)
+        labels = np.array(np.broadcast_to(stripes[:, None], images.shape[:3]))
+        made = _training(model, variables, images, labels)
+        expected = jax.jit(model.apply)(variables, images)
     else:
         made = ours.inference(model, images)
         expected = made["as trained"].call()
@@ -59,16 +62,15 @@ def programs(backbone: str, model, images: jax.Array, kind: str, torch: bool) ->
         state=to_torch(variables, model),
         images=np.asarray(images),
         expected=np.asarray(expected),
+        labels=labels,
         **settings,
     )
 
 
-def _training(model, variables: dict, images: jax.Array) -> dict[str, Program]:
-    names = tuple(map(str, range(NUM_CLASSES)))
-    task = Segmentation(model, images.shape[1], names)
-    stripes = (jnp.arange(images.shape[1]) % NUM_CLASSES).astype(jnp.uint8)
-    labels = jnp.broadcast_to(stripes[:, None], images.shape[:3])
-    return {"as trained": ours.train_step(task, {"image": images, "labels": labels}, variables)}
+def _training(model, variables: dict, images: jax.Array, labels: np.ndarray) -> dict[str, Program]:
+    task = Segmentation(model, images.shape[1], tuple(map(str, range(model.num_classes))))
+    batch = {"image": images, "labels": jnp.asarray(labels)}
+    return {"as trained": ours.train_step(task, batch, variables)}
 
 
 def _multi_scale(

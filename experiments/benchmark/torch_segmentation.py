@@ -72,6 +72,7 @@ def programs(
     state: dict[str, np.ndarray],
     images: np.ndarray,
     expected: np.ndarray,
+    labels: np.ndarray | None,
     device: str,
     **settings,
 ) -> dict[str, Program]:
@@ -82,6 +83,7 @@ def programs(
       state: weights, by the authors' names.
       images: (B, H, W, 3) normalised; of ``multi_scale`` one image (1, h, w, 3).
       expected: our logits of the images, or of ``multi_scale`` our classes (h, w).
+      labels: of ``training``, uint8 (B, H, W).
       settings: of ``multi_scale``: ``base_size``, ``crop_size``, ``scales``, ``batch_size``.
 
     Raises:
@@ -100,40 +102,35 @@ def programs(
         model = model.to(device, memory_format=memory_format)
         x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
         x = x.contiguous(memory_format=memory_format)
-        function = _functions(model.eval(), x, settings)[kind]
-        if kind != "training":
-            _check(function().cpu().numpy(), expected)
+        functions = _functions(model.eval(), x, labels, settings)
+        _check(functions["multi_scale" if kind == "multi_scale" else "inference"](), expected)
+        function = functions[kind]
         made[f"PyTorch {EAGER}, {layout}"] = program(function, EAGER)
     return made
 
 
-def _functions(model: DeepLab, x: torch.Tensor, settings: dict) -> dict[str, Callable]:
+def _functions(
+    model: DeepLab, x: torch.Tensor, labels: np.ndarray | None, settings: dict
+) -> dict[str, Callable]:
     """Return the function of each kind."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
+    targets = None if labels is None else torch.from_numpy(labels).to(x.device, torch.int64)
 
     def inference() -> torch.Tensor:
         with torch.no_grad():
             return model(x)[0].permute(0, 2, 3, 1)
 
     def training() -> None:
-        labels = labels_of(x.shape[0], x.shape[2], x.shape[3], len(model.head["block"][4].weight))
-        labels = torch.from_numpy(labels).to(x.device, torch.int64)
-        optimizer.zero_grad()
-        main, auxiliary = (cross_entropy(y, labels, ignore_index=255) for y in model.train()(x))
+        main, auxiliary = (cross_entropy(y, targets, ignore_index=255) for y in model.train()(x))
         (main + 0.2 * auxiliary).backward()
         optimizer.step()
+        optimizer.zero_grad()  # at the end: gradients are temporary
 
     def multi_scale() -> torch.Tensor:
         with torch.no_grad():
             return _multi_scale(model, x, **settings)
 
     return {"inference": inference, "training": training, "multi_scale": multi_scale}
-
-
-def labels_of(batch: int, height: int, width: int, num_classes: int) -> np.ndarray:
-    """Return the label maps of the benchmark, uint8 (B, H, W): stripes."""
-    stripes = (np.arange(height) % num_classes).astype(np.uint8)
-    return np.broadcast_to(stripes[None, :, None], (batch, height, width))
 
 
 def _multi_scale(
@@ -180,8 +177,9 @@ def _starts(length: int, crop_size: int, stride: int) -> list[int]:
     return [i * stride for i in range(max(math.ceil((length - crop_size) / stride), 0) + 1)]
 
 
-def _check(found: np.ndarray, expected: np.ndarray) -> None:
+def _check(result: torch.Tensor, expected: np.ndarray) -> None:
     """Raise InputError if PyTorch's network is not ours."""
+    found = result.cpu().numpy()
     if expected.ndim == 2:
         agreeing = np.mean(found == expected)
         if agreeing < AGREEING:

@@ -148,12 +148,14 @@ def _fastest_on_cpu(
     kernel_size, _, group_channels, _ = kernel_shape
     if in_channels <= 4 and kernel_size == 3:
         return "patches"
+    if not isinstance(height, int) or not isinstance(width, int):  # symbolic, in an export
+        return "split"
+    precise = x.dtype == jnp.float32  # sums of products would lose bits of smaller dtypes
+    if precise and kernel_size == 3 and strides == 1 and _few_taps(height, width, dilation):
+        return "taps"
     one_device = jax.device_count() == 1  # winograd's chunks would slice a sharded batch
     fixed = isinstance(batch, int)  # the batch of an export is symbolic
-    precise = x.dtype == jnp.float32  # winograd's sums would lose bits of smaller dtypes
     allowed = one_device and fixed and precise
-    if dilation > 1 and strides == groups == 1 and _few_taps(height, width, dilation):
-        return "taps"
     if not (allowed and winograd.exists(kernel_shape, strides)):
         return "split"
     # For fewer pixels transforming the kernel takes too long; larger maps do not fit the cache.
@@ -229,9 +231,9 @@ def _direct(
 
 
 def _few_taps(height: int, width: int, dilation: int) -> bool:
-    """Return whether at least a third of the taps of a 3x3 kernel lie outside the image."""
+    """Return whether a third of the products of a dilated 3x3 kernel are with pixels outside."""
     inside = [1 + 2 * max(length - dilation, 0) / length for length in (height, width)]
-    return inside[0] * inside[1] <= 6
+    return dilation > 1 and inside[0] * inside[1] <= 6
 
 
 def _patches(x: jax.Array, kernel: jax.Array, strides: int, dilation: int) -> jax.Array:

@@ -97,12 +97,15 @@ class BatchNorm(nn.Module):
         return mean, var, var * (count / (count - 1))
 
 
+# What follows is computed again in the backward pass, from x: else its result would be stored too.
 @jax.checkpoint
-def _square(x,mean): return lax.square(x.astype(_wide(x)) - mean)
+def _square(x: jax.Array, mean: jax.Array) -> jax.Array:
+    return lax.square(x.astype(_wide(x)) - mean)
+
 
 @jax.checkpoint
-def _normalize(x,mean,factor,bias):
-    return (x.astype(_wide(x)) - mean)*factor+bias
+def _normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    return (x.astype(_wide(x)) - mean) * factor + bias
 
 
 def _wide(x: jax.Array) -> jnp.dtype:

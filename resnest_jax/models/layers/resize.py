@@ -22,16 +22,17 @@ def resize_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _interpolate(x: jax.Array, axis: int, length: int) -> jax.Array:
-    # As a product: its gradient is one too, where that of a gather would be a slow scatter.
-    matrix = jnp.asarray(interpolation(x.shape[axis], length), x.dtype)
+    # As a product: its gradient is one too, where that of a gather would be a slow scatter. There
+    # is one per image or row, so that nothing is transposed.
     batch, height, width, channels = x.shape
-    if axis == 1:  # per image, so that the result needs no transposition
-        x = x.reshape(batch, height, width * channels)
+    if axis == 1:
+        x, shape = x.reshape(batch, height, -1), (batch, length, width, channels)
     else:
-        x = x.reshape(batch * height, width, channels)
-    matrices = jnp.broadcast_to(matrix, (len(x), *matrix.shape))
-    y = lax.dot_general(matrices, x, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST)
-    return y.reshape(batch, length, width, channels) if axis == 1 else y.reshape(batch, height, length, channels)
+        x, shape = x.reshape(-1, width, channels), (batch, height, length, channels)
+    matrix = jnp.asarray(interpolation(x.shape[1], length), x.dtype)
+    matrices = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape))
+    contraction = (((2,), (1,)), ((0,), (0,)))
+    return lax.dot_general(matrices, x, contraction, precision=lax.Precision.HIGHEST).reshape(shape)
 
 
 def interpolation(length: int, new_length: int) -> np.ndarray:
