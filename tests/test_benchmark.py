@@ -3,10 +3,13 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from experiments.benchmark import onnx_runtime, ours, profiling, report
+from experiments.benchmark import onnx_runtime, ours, profiling, report, segmentation
+from experiments.timing import random_variables
 from resnest_jax import create_model
+from resnest_jax.tasks.classification.task import Classification
 
 # One worker runs them all: they share a fixture that takes long.
 pytestmark = pytest.mark.xdist_group("benchmark")
@@ -19,7 +22,23 @@ def programs():
     model = create_model("resnest14", num_classes=10, planes=(8, 8, 8, 8), stem_width=4)
     images = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3))
     found = ours.inference(model, images) | onnx_runtime.programs(model, images)
-    return found | {"training": ours.train_step(model, images)}
+    batch = {"image": images, "label": jnp.arange(BATCH)}
+    task = Classification(model, 10, 32)
+    return found | {"training": ours.train_step(task, batch, random_variables(model, images))}
+
+
+@pytest.mark.parametrize("kind", ["training", "multi_scale"])
+def test_programs_of_segmentation(kind):
+    backbone = "resnest14"
+    model = create_model(
+        "deeplabv3", backbone=backbone, num_classes=7, planes=(8, 8, 8, 8), stem_width=4
+    )
+    images = jax.random.normal(jax.random.key(0), (2, 33, 33, 3))
+    found = segmentation.programs(backbone, model, images, kind, torch=False)
+    result = found["as trained"].call()
+    if kind == "multi_scale":
+        assert result.shape == (27, 36)  # 520 / 480 of the side of the windows
+        assert result.max() < 7
 
 
 def test_programs_are_made_and_called(programs):

@@ -434,8 +434,8 @@ def test_own_folder_without_classes(tmp_path, values):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("masks", "expected one of ade20k:PATH, cityscapes:PATH"),
-        ("folder:here", "dataset 'folder:here': expected one of ade20k:PATH"),
+        ("masks", "expected scenes or one of ade20k:PATH, cityscapes:PATH"),
+        ("folder:here", "dataset 'folder:here': expected scenes or one of ade20k:PATH"),
         ("ade20k:no/where", "no such folder: no/where; expected PATH/images/SPLIT"),
         ("cityscapes:{}", "no leftImg8bit in .*; expected PATH/leftImg8bit/SPLIT/CITY"),
     ],

@@ -65,7 +65,8 @@ def test_attention_is_a_distribution_over_splits():
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 16])
 @pytest.mark.parametrize(
-    ("size", "strides", "dilation"), [(3, 1, 1), (3, 2, 1), (3, 1, 2), (1, 1, 1)]
+    ("size", "strides", "dilation"),
+    [(3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 1, 3), (3, 2, 3), (3, 1, 8), (3, 1, 9), (1, 1, 1)],
 )
 def test_convolution_implementations_agree(groups, size, strides, dilation):
     rng = np.random.default_rng(0)
@@ -84,7 +85,7 @@ def test_convolution_implementations_agree(groups, size, strides, dilation):
 
     of_xla = value_and_gradients("grouped")
     np.testing.assert_allclose(of_xla[0], expected, rtol=1e-4, atol=1e-4)
-    for implementation in ("split", "patches", "auto", "split,winograd,grouped"):
+    for implementation in ("split", "patches", "taps", "auto", "split,winograd,grouped"):
         for a, b in zip(value_and_gradients(implementation), of_xla, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 

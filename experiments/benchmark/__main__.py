@@ -5,6 +5,9 @@
     python -m experiments.benchmark --layers              every 3x3 layer in every implementation
     python -m experiments.benchmark --profile             time by kind of operation, roofline
     python -m experiments.benchmark --zoo                 speed and published accuracy of the zoo
+    python -m experiments.benchmark --task=segmentation --image_size=321 --batch_size=2
+        DeepLabV3 on the model; also with --train, --layers, --profile, or --multi_scale: the
+        evaluation of one image in windows of this size, at six scales and mirrored
 
 The programs take turns, so that other load on the machine affects all of them. A row has the median
 over the rounds, the quartiles, and the ratios to the first program and to eager PyTorch, computed
@@ -28,6 +31,7 @@ from experiments.benchmark import (
     ours,
     profiling,
     report,
+    segmentation,
     torch_process,
     zoo,
 )
@@ -35,10 +39,18 @@ from experiments.timing import time_calls
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
+from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import create_model
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.", flag_values=FLAGS)
+TASK = flags.DEFINE_enum(
+    "task",
+    "classification",
+    ["classification", "segmentation"],
+    "The model itself, or DeepLabV3 on it.",
+    flag_values=FLAGS,
+)
 IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", 224, "Side of the images.", lower_bound=32, flag_values=FLAGS
 )
@@ -55,6 +67,9 @@ OUT = flags.DEFINE_string(
     "out", None, "Directory for the results as JSON and PNG.", flag_values=FLAGS
 )
 TRAIN = flags.DEFINE_bool("train", False, "Training steps instead of inference.", flag_values=FLAGS)
+MULTI_SCALE = flags.DEFINE_bool(
+    "multi_scale", False, "Evaluation of segmentation at several scales.", flag_values=FLAGS
+)
 LAYERS = flags.DEFINE_bool(
     "layers", False, "Time every 3x3 layer in every implementation.", flag_values=FLAGS
 )
@@ -82,9 +97,13 @@ def main(_: list[str]) -> None:
 def _check_kinds() -> None:
     """Raise InputError for flags that exclude each other."""
     kinds = [f"--{flag.name}" for flag in (ZOO, LAYERS, PROFILE) if flag.value]
-    kinds += ["--train"] if ZOO.value and TRAIN.value else []
+    kinds += ["--train"] if TRAIN.value and (ZOO.value or MULTI_SCALE.value) else []
+    kinds += ["--multi_scale"] if MULTI_SCALE.value else []
     if len(kinds) > 1:
         raise InputError(f"{' and '.join(kinds)} are different measurements; give one of them")
+    wrong = MULTI_SCALE if TASK.value == "classification" else ZOO
+    if wrong.value:
+        raise InputError(f"--{wrong.name} is no measurement of --task={TASK.value}")
 
 
 def _out() -> Path | None:
@@ -105,31 +124,44 @@ def _benchmark(out: Path | None) -> None:
         settings = (BATCH_SIZE.value, DTYPE.value, REPEATS.value, TORCH.value, COMPILED.value)
         report.show(zoo.rows(*settings), "zoo", out)
         return
-    model = create_model(MODEL.value, dtype=jnp.dtype(DTYPE.value))
+    make_model = segmentation.make_model if TASK.value == "segmentation" else create_model
+    model = make_model(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
         report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", out)
         return
     print("compiling the programs", flush=True)
-    programs = ours.training(model, images) if TRAIN.value else ours.inference(model, images)
+    kind = "training" if TRAIN.value else "multi_scale" if MULTI_SCALE.value else "inference"
+    torch = TORCH.value and not PROFILE.value
+    if TASK.value == "segmentation":
+        programs = segmentation.programs(MODEL.value, model, images, kind, torch)
+    else:
+        programs = _classification(model, images, torch)
     if PROFILE.value:
         program = programs["as trained"]
-        report.show(profiling.rows(program, model.dtype, out), "profile", out)
+        report.show(profiling.rows(program, jnp.dtype(DTYPE.value), out), "profile", out)
         return
+    seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
+    count = 1 if MULTI_SCALE.value else BATCH_SIZE.value
+    report.show(report.comparison(seconds, programs, count), kind, out)
+
+
+def _classification(model: ResNeSt, images: jax.Array, torch: bool) -> dict[str, ours.Program]:
+    programs = ours.training(model, images) if TRAIN.value else ours.inference(model, images)
+    if PROFILE.value:
+        return programs
     programs = {name: ours.time_cached(program) for name, program in programs.items()}
     if not TRAIN.value:
         programs |= onnx_runtime.programs(model, images)
-    if TORCH.value:
+    if torch:
         programs |= torch_process.programs(
             "both_layouts",
             name=MODEL.value,
-            shape=shape,
+            shape=images.shape,
             dtype=DTYPE.value,
             train=TRAIN.value,
             compiled=COMPILED.value,
         )
-    seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
-    rows = report.comparison(seconds, programs, BATCH_SIZE.value)
-    report.show(rows, "training" if TRAIN.value else "inference", out)
+    return programs
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import jax
 
 from experiments.benchmark.ours import compile_program
 from experiments.timing import time_calls
+from resnest_jax.models.backbone import backbone_of
 from resnest_jax.models.layers.convolution import IMPLEMENTATIONS, Conv, conv2d
 from resnest_jax.models.layers.winograd import exists
 
@@ -31,13 +32,14 @@ def shapes(model, images: jax.Array) -> list[tuple]:
 
 def rows(model, images: jax.Array, repeats: int, train: bool) -> list[dict]:
     """Return median milliseconds per layer: forward, with ``train`` forward and gradients."""
+    dtype = backbone_of(model).dtype
     table = []
     for x_shape, kernel_shape, *settings in shapes(model, images):
-        x = jax.random.normal(jax.random.key(0), x_shape, model.dtype)
-        kernel = jax.random.normal(jax.random.key(1), kernel_shape, model.dtype)
+        x = jax.random.normal(jax.random.key(0), x_shape, dtype)
+        kernel = jax.random.normal(jax.random.key(1), kernel_shape, dtype)
         calls = {}
         for implementation in ("auto", *IMPLEMENTATIONS, *MIXED * train):
-            if "winograd" in implementation and not exists(kernel_shape, *settings[:2]):
+            if "winograd" in implementation and not exists(kernel_shape, settings[0]):
                 continue
 
             def forward(x, kernel, settings=settings, implementation=implementation):
@@ -50,7 +52,7 @@ def rows(model, images: jax.Array, repeats: int, train: bool) -> list[dict]:
             calls[implementation] = compile_program(both if train else forward, x, kernel).call
         seconds = time_calls(calls, repeats)
         row = {"input": x_shape, "kernel": kernel_shape, "stride": settings[0]}
-        row |= {"groups": settings[2]}
+        row |= {"dilation": settings[1], "groups": settings[2]}
         median = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
         table.append(row | {f"{name} ms": round(1e3 * s, 2) for name, s in median.items()})
     return table

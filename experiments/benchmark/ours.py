@@ -15,7 +15,7 @@ from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.state import create_state
 from resnest_jax.training.step import make_train_step
-from resnest_jax.training.task import Batches
+from resnest_jax.training.task import Batch, Batches, Task
 
 
 class Program(NamedTuple):
@@ -84,13 +84,19 @@ def training(model, images: jax.Array) -> dict[str, Program]:
 
     One trains the whole network; one trains only the head, with frozen batch norms.
     """
+    batch = {"image": images, "label": jnp.arange(len(images)) % model.num_classes}
+
+    def step(model, freeze: str = "") -> Program:
+        task = Classification(model, model.num_classes, images.shape[1])
+        return train_step(task, batch, random_variables(model, images), freeze)
+
     return {
-        "as trained": train_step(model, images),
-        "head alone": train_step(model.clone(norm="frozen"), images, freeze=HEAD_ALONE),
+        "as trained": step(model),
+        "head alone": step(model.clone(norm="frozen"), HEAD_ALONE),
     }
 
 
-def train_step(model, images: jax.Array, freeze: str = "") -> Program:
+def train_step(task: Task, batch: Batch, variables: dict, freeze: str = "") -> Program:
     """Compile the trainer's step; ``freeze`` is a regex of parameters that are not trained."""
     optimizer = make_optimizer(
         lambda step: 1e-3,
@@ -100,19 +106,15 @@ def train_step(model, images: jax.Array, freeze: str = "") -> Program:
         weight_decay=0.0,
         freeze=freeze,
     )
-    batch_size = len(images)
     options = TrainOptions(
         seed=0,
         total_steps=1,
         steps_per_epoch=1.0,
-        batch_size=batch_size,
+        batch_size=len(batch["image"]),
         log_every=1,
         eval_every=1,
         freeze=freeze,
     )
-    task = Classification(model, model.num_classes, images.shape[1])
     no_data = cast(Batches, None)  # a step does not need it
     run = Run(task, no_data, optimizer, lambda step: 1e-3, options)
-    state = create_state(random_variables(model, images), optimizer)
-    batch = {"image": images, "label": jnp.arange(batch_size) % model.num_classes}
-    return compile_program(make_train_step(run), state, batch)
+    return compile_program(make_train_step(run), create_state(variables, optimizer), batch)

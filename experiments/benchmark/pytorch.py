@@ -1,8 +1,10 @@
 """PyTorch's programs of the same architectures, from timm."""
 
+import ctypes
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import timm
 import torch
@@ -11,6 +13,8 @@ from experiments.benchmark.ours import Program
 from experiments.benchmark.report import EAGER
 
 COMPILED, FROZEN = "compiled", "compiled and frozen"
+
+REFERENCES = Path("/proc/self/clear_refs")  # of Linux
 
 NAMES = {
     "resnest14": "resnest14d",
@@ -101,7 +105,7 @@ def _inference(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
 
     if way != EAGER:
         infer = torch.compile(infer, options={"freezing": way == FROZEN})
-    return _program(infer, way)
+    return program(infer, way)
 
 
 def _train_step(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
@@ -115,26 +119,40 @@ def _train_step(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
         torch.nn.functional.cross_entropy(forward(x), labels).backward()
         optimizer.step()
 
-    return _program(step, way)
+    return program(step, way)
 
 
-def _program(function: Callable, way: str) -> Program:
+def program(function: Callable, way: str) -> Program:
+    """Make the program of a function: its first call compiles, unless it is eager."""
+
     def call():
         function()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     begun = time.perf_counter()
-    call()  # compiles
+    call()
     seconds = None if way == EAGER else time.perf_counter() - begun
     return Program(call, seconds, temporary_mib=_temporary_mib(call))
 
 
 def _temporary_mib(call: Callable) -> float | None:
-    """Return the temporary memory of a call; None on CPU, where PyTorch does not count it."""
-    if not torch.cuda.is_available():
+    """Return the temporary memory of a call: on CPU the growth of the process, on Linux alone."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not REFERENCES.exists():
         return None
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed
+    REFERENCES.write_text("5")  # the peak is forgotten
+    before = _resident("VmRSS")
     call()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return (_resident("VmHWM") - before) / 2**10
+
+
+def _resident(name: str) -> int:
+    """Return the memory of the process in KiB: now or its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))

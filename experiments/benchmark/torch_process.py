@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib
 import multiprocessing
 from functools import partial
 from multiprocessing.connection import Connection
@@ -9,22 +10,28 @@ from multiprocessing.connection import Connection
 import jax
 
 from experiments.benchmark.ours import Program
+from resnest_jax.errors import InputError
 
 
-def programs(make: str, **settings) -> dict[str, Program]:
-    """Make programs with a function of pytorch.py, on JAX's kind of device.
+def programs(make: str, module: str = "pytorch", **settings) -> dict[str, Program]:
+    """Make programs with a function of a module here, on JAX's kind of device.
 
     A call runs in the other process and waits for it. Without PyTorch, timm or the model in timm,
     a note is printed and there are no programs.
+
+    Raises:
+      InputError: if the function does.
     """
     settings["device"] = "cpu" if jax.default_backend() == "cpu" else "cuda"
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, make, settings), daemon=True)
+    process = context.Process(target=_serve, args=(there, module, make, settings), daemon=True)
     process.start()
     atexit.register(_end, here, process)
     there.close()  # else the end of the process goes unnoticed
     found = here.recv() or "timm has no model of this architecture"
+    if isinstance(found, InputError):
+        raise found
     if isinstance(found, str):
         print(f"PyTorch is skipped: {found}")
         return {}
@@ -42,13 +49,17 @@ def _end(connection: Connection, process) -> None:
     process.join(10)
 
 
-def _serve(connection: Connection, make: str, settings: dict) -> None:
+def _serve(connection: Connection, module: str, make: str, settings: dict) -> None:
     try:
-        from experiments.benchmark import pytorch
+        make_programs = getattr(importlib.import_module(f"experiments.benchmark.{module}"), make)
     except ImportError as error:
         connection.send(str(error))
         return
-    made = getattr(pytorch, make)(**settings)
+    try:
+        made = make_programs(**settings)
+    except InputError as error:
+        connection.send(error)
+        return
     connection.send({name: program._replace(call=None) for name, program in made.items()})
     with contextlib.suppress(EOFError):  # the asking process has ended
         while True:

@@ -15,16 +15,16 @@ from PIL import Image
 # Part of the data set's definition: any other value is another data set, so another VERSION.
 VERSION = "1.0.0"
 SEED = 0
-SCENES = {"training": 2400, "validation": 300}
+SCENES = {"training": 4800, "validation": 300}
 HELD_OUT = 0.2  # of the digits of each class
 SIZE = 112  # of a scene, in pixels
 MOST = 3
 TRIES = 20  # to find a place for a digit
-SIDES = (56.0, 76.0)  # of the 8x8 pixels of a digit
+SIDES = (64.0, 88.0)  # of the 8x8 pixels of a digit
 STRETCH = 1.1  # largest ratio of height and width
 MAX_TURN = 10.0  # degrees: a 6 must not become a 9
 HIDDEN = 0.1  # largest share of a digit that each later one may hide
-INK = 0.33  # a pixel is the digit's from this much ink on
+INK = 0.25  # a pixel is the digit's from this much ink on
 COLOURS = (100.0, 255.0)  # of a digit, in each channel
 CONTRAST = 60.0  # by which a digit is brighter than what is behind it, at least
 BRIGHTNESS = (0.3, 0.6)  # factor of the photograph

@@ -12,10 +12,11 @@ from jax import lax
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
+from resnest_jax.models.layers.dilation import by_taps, on_phases
 from resnest_jax.models.layers.linear import tangent_of
 from resnest_jax.models.layers.platforms import ONNX, on_cpu
 
-IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches")
+IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches", "taps")
 
 # The authors' initialisation: a normal that is not truncated, fan-out k * k * features.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -103,9 +104,11 @@ def conv2d(
       ``grouped``: XLA's own grouped convolution;
       ``split``: one dense convolution per group, which is on XLA:CPU's fast path forward and
         backward;
-      ``winograd``: Winograd's algorithm per group (``layers.winograd``) for 3x3 without strides or
-        dilation; ``split`` for others;
+      ``winograd``: Winograd's algorithm per group (``layers.winograd``) for 3x3 without strides, on
+        every d-th pixel if it is dilated; ``split`` for others;
       ``patches``: the pixels under the kernel concatenated, and one matrix product per group;
+      ``taps``: the sum of a matrix product per entry of the kernel and group, for one without
+        strides; ``split`` for others;
       ``auto``: the one measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
     Three names, such as ``"split,split,winograd"``, select those of forward, input gradient and
     kernel gradient. A 1x1 convolution is always one matrix product per group, but for platform
@@ -147,11 +150,15 @@ def _fastest_on_cpu(
     kernel_size, _, group_channels, _ = kernel_shape
     if in_channels <= 4 and kernel_size == 3:
         return "patches"
+    if not isinstance(height, int) or not isinstance(width, int):  # symbolic, in an export
+        return "split"
+    precise = x.dtype == jnp.float32  # sums of products would lose bits of smaller dtypes
+    if precise and kernel_size == 3 and strides == 1 and _few_taps(height, width, dilation):
+        return "taps"
     one_device = jax.device_count() == 1  # winograd's chunks would slice a sharded batch
     fixed = isinstance(batch, int)  # the batch of an export is symbolic
-    precise = x.dtype == jnp.float32  # winograd's sums would lose bits of smaller dtypes
     allowed = one_device and fixed and precise
-    if not (allowed and winograd.exists(kernel_shape, strides, dilation)):
+    if not (allowed and winograd.exists(kernel_shape, strides)):
         return "split"
     # For fewer pixels transforming the kernel takes too long; larger maps do not fit the cache.
     enough = batch * height * width >= 256
@@ -165,11 +172,15 @@ def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) 
     strides, dilation, groups = settings
     if implementation == "grouped":
         return _direct(x, kernel, *settings)
-    if implementation == "winograd" and winograd.exists(kernel.shape, strides, dilation):
-        return winograd.conv3x3(x, kernel, groups)
+    if implementation == "winograd" and winograd.exists(kernel.shape, strides):
+        if dilation == 1:
+            return winograd.conv3x3(x, kernel, groups)
+        return on_phases(lambda x: winograd.conv3x3(x, kernel, groups), x, dilation)
     form = partial(
         _patches if implementation == "patches" else _direct, strides=strides, dilation=dilation
     )
+    if implementation == "taps" and strides == 1:
+        form = partial(by_taps, dilation=dilation)
     if groups == 1:
         return form(x, kernel)
     pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
@@ -219,6 +230,12 @@ def _direct(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _few_taps(height: int, width: int, dilation: int) -> bool:
+    """Return whether a third of the products of a dilated 3x3 kernel are with pixels outside."""
+    inside = [1 + 2 * max(length - dilation, 0) / length for length in (height, width)]
+    return dilation > 1 and inside[0] * inside[1] <= 6
 
 
 def _patches(x: jax.Array, kernel: jax.Array, strides: int, dilation: int) -> jax.Array:

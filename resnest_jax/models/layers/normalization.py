@@ -77,7 +77,7 @@ class BatchNorm(nn.Module):
         if self.mode == "frozen":
             scale, bias = lax.stop_gradient((scale, bias))
         factor = _along_last(scale, x.ndim) * lax.rsqrt(var + self.epsilon)
-        y = (x.astype(wide) - mean) * factor + _along_last(bias, x.ndim)
+        y = _normalize(x, mean, factor, _along_last(bias, x.ndim))
         return y.astype(self.dtype).reshape(shape)
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -106,8 +106,19 @@ class BatchNorm(nn.Module):
             values = jnp.sum(mask, axes, _wide(x), keepdims=True)
             count = values * (count // x.shape[axes[0]])
         mean = jnp.mean(x, axes, keepdims=True, dtype=_wide(x), where=mask)
-        var = jnp.mean(lax.square(x.astype(_wide(x)) - mean), axes, keepdims=True, where=mask)
+        var = jnp.mean(_square(x, mean), axes, keepdims=True, where=mask)
         return mean, var, var * (count / (count - 1))
+
+
+# What follows is computed again in the backward pass, from x: else its result would be stored too.
+@jax.checkpoint
+def _square(x: jax.Array, mean: jax.Array) -> jax.Array:
+    return lax.square(x.astype(_wide(x)) - mean)
+
+
+@jax.checkpoint
+def _normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    return (x.astype(_wide(x)) - mean) * factor + bias
 
 
 def _wide(x: jax.Array) -> jnp.dtype:

@@ -25,9 +25,9 @@ CHUNK_TILES = 512
 Kernel = TypeVar("Kernel", jax.Array, np.ndarray)
 
 
-def exists(kernel_shape: tuple[int, ...], strides: int, dilation: int) -> bool:
+def exists(kernel_shape: tuple[int, ...], strides: int) -> bool:
     """Return whether this convolution has a Winograd form."""
-    return kernel_shape[:2] == (3, 3) and strides == dilation == 1
+    return kernel_shape[:2] == (3, 3) and strides == 1
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

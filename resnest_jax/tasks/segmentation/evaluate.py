@@ -140,7 +140,7 @@ def make_evaluator(
         config.augment.base_size,
         config.crop_size,
         (1.0,) if single else config.evaluation.scales,
-        flip=not single,
+        flip=config.augment.flip and not single,  # a mirrored digit is another character
         batch_size=round_up(batch_size or WINDOWS * mesh.size, mesh),
     )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from resnest_jax.config.segmentation import BEST_METRIC
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.errors import InputError
-from resnest_jax.models.deeplab import SegmentationModel
+from resnest_jax.models.deeplab import SegmentationModel, logits_at
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.segmentation.losses import pixel_cross_entropy
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix, confusion_matrix
@@ -64,24 +64,31 @@ class Segmentation:
         The mean cross-entropy of the labelled pixels, with the auxiliary head's times its weight;
         both are logged.
         """
-        outputs, updates = self.model.apply(
+        scores, updates = self.model.apply(
             variables,
             normalize(batch["image"]),
             train=True,
             progress=progress,
             mutable=["batch_stats"],
             rngs={"dropout": rng},
-            method="outputs",
+            method="scores",
         )
-        losses = {
-            head: pixel_cross_entropy(logits, batch["labels"], self.class_weights)
-            for head, logits in outputs.items()
-        }
+        losses = {head: self._head_loss(x, batch["labels"]) for head, x in scores.items()}
         if "aux" not in losses:
             return losses["out"], Aux(updates["batch_stats"], {})
         metrics = {"main_loss": losses["out"], "auxiliary_loss": losses["aux"]}
         total = losses["out"] + self.auxiliary_weight * losses["aux"]
         return total, Aux(updates["batch_stats"], metrics)
+
+    def _head_loss(self, scores: jax.Array, labels: jax.Array) -> jax.Array:
+        """Return the loss of scores (B, h, w, C) at the backbone's stride."""
+
+        # The largest arrays of a step are at the size of the labels: none waits for its gradient.
+        @jax.checkpoint
+        def loss(scores: jax.Array) -> jax.Array:
+            return pixel_cross_entropy(logits_at(scores, labels.shape), labels, self.class_weights)
+
+        return loss(scores)
 
     def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
         """Return sums over the labelled pixels of the valid images: loss, confusion matrix."""
