@@ -47,7 +47,8 @@ class Options(NamedTuple):
     Attributes:
       dataset, split: data and evaluation split; ``auto`` is that of the run.
       batch_size: images per step, or windows with ``multi_scale``.
-      multi_scale: evaluate whole images in sliding windows at several scales, mirrored too.
+      multi_scale: evaluate whole images in sliding windows at several scales, with
+        ``augment.flip`` mirrored too.
       output: directory for tables and pictures of the classes.
     """
 
