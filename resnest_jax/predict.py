@@ -58,7 +58,7 @@ OUTPUT = flags.DEFINE_string(
 MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale",
     False,
-    "Segmentation: at several scales, mirrored too: better and slower.",
+    "Segmentation: at several scales, mirrored too if training was: better and slower.",
     flag_values=FLAGS,
 )
 

@@ -211,4 +211,5 @@ def test_resize_keeps_the_corners(old, size):
         at = np.linspace(0, n - 1, length) if length > 1 else np.zeros(1)
         interpolate = partial(np.interp, at, np.arange(n))
         expected = np.apply_along_axis(interpolate, axis, expected)
-    np.testing.assert_allclose(resize_aligned(x, size), expected, atol=1e-6)
+    for platform in ("cpu", "onnx"):  # two forms
+        np.testing.assert_allclose(resize_aligned(x, size, platform), expected, atol=1e-6)

@@ -165,7 +165,7 @@ class SegmentationModel(nn.Module):
     ) -> dict[str, jax.Array]:
         """Return float32 logits (B, H, W, num_classes) of all heads, see ``scores``."""
         scores = self.scores(images, train, progress)
-        return {name: logits_at(logits, images.shape) for name, logits in scores.items()}
+        return {name: self.logits_at(logits, images.shape) for name, logits in scores.items()}
 
     def __call__(
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
@@ -173,13 +173,13 @@ class SegmentationModel(nn.Module):
         if self.is_initializing():  # of all heads
             return self.outputs(images, train, progress)["out"]
         features = self.backbone.features(images, train, progress)
-        return logits_at(self.main(features["c5"], train), images.shape)
+        return self.logits_at(self.main(features["c5"], train), images.shape)
 
-
-def logits_at(scores: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return scores (B, h, w, C) as float32 logits of images of a shape (B, H, W, ...)."""
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    return resize_aligned(wide, (shape[1], shape[2]))
+    @nn.nowrap
+    def logits_at(self, scores: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Return scores (B, h, w, C) as float32 logits of images of a shape (B, H, W, ...)."""
+        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        return resize_aligned(wide, (shape[1], shape[2]), self.backbone.platform)
 
 
 def _check_fields(model: SegmentationModel) -> None:

@@ -111,8 +111,13 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, groups: int) -> jax.Array:
         return [a + b for a, b in zip(sums, gradients(*part), strict=True)]
 
     chunk = _chunk(x.shape)
-    first = gradients(x[:chunk], dy[:chunk])
-    sums = lax.fori_loop(1, x.shape[0] // chunk, step, first) if chunk < x.shape[0] else first
+    if chunk == x.shape[0]:
+        sums = gradients(x, dy)
+    else:
+        # All in the loop: a first chunk outside would be transformed in the forward pass, and wait.
+        size = (16, x.shape[-1] // groups, dy.shape[-1] // groups)
+        zeros = [jnp.zeros(size, x.dtype)] * groups
+        sums = lax.fori_loop(0, x.shape[0] // chunk, step, zeros)
     both_axes = np.kron(KERNEL, KERNEL).T.astype(x.dtype)
     kernels = [(both_axes @ s.reshape(16, -1)).reshape(3, 3, *s.shape[1:]) for s in sums]
     return jnp.concatenate(kernels, -1)

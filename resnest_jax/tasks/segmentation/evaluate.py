@@ -39,8 +39,8 @@ class Options(evaluation.Options):
     """How to evaluate; ``output`` is also for pictures of the classes.
 
     Attributes:
-      multi_scale: evaluate whole images in sliding windows at several scales, mirrored too; then
-        ``batch_size`` counts windows.
+      multi_scale: evaluate whole images in sliding windows at several scales, with
+        ``augment.flip`` mirrored too; then ``batch_size`` counts windows.
     """
 
     multi_scale: bool = False

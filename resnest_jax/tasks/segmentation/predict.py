@@ -35,7 +35,7 @@ def run(
     Args:
       files: images, and folders of images.
       output: directory to write.
-      multi_scale: at the scales of ``evaluation.scales`` and mirrored; else at scale 1.
+      multi_scale: at ``evaluation.scales``, with ``augment.flip`` mirrored too; else at scale 1.
 
     Returns:
       The exit code: 1 if any file could not be read, else 0.

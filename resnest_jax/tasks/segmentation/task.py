@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from resnest_jax.config.segmentation import BEST_METRIC
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.errors import InputError
-from resnest_jax.models.deeplab import SegmentationModel, logits_at
+from resnest_jax.models.deeplab import SegmentationModel
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks.segmentation.losses import pixel_cross_entropy
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix, confusion_matrix
@@ -86,7 +86,8 @@ class Segmentation:
         # The largest arrays of a step are at the size of the labels: none waits for its gradient.
         @jax.checkpoint
         def loss(scores: jax.Array) -> jax.Array:
-            return pixel_cross_entropy(logits_at(scores, labels.shape), labels, self.class_weights)
+            logits = self.model.logits_at(scores, labels.shape)
+            return pixel_cross_entropy(logits, labels, self.class_weights)
 
         return loss(scores)
 
