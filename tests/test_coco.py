@@ -73,7 +73,7 @@ def test_one_annotation_file(tmp_path):
 
 def test_evaluation_needs_no_training_split(tmp_path):
     """If there is one, its categories are the classes, but none of its images is looked for."""
-    file, held_out = data.write_coco(tmp_path)
+    _, held_out = data.write_coco(tmp_path)
     held_out["categories"] = held_out["categories"][::-1]
     data.write_split(tmp_path, "val", held_out)
     whole = open_coco(f"coco:{tmp_path}")
@@ -85,9 +85,9 @@ def test_evaluation_needs_no_training_split(tmp_path):
         assert (len(dataset.train), len(dataset.eval)) == (0, 5)
         assert dataset.class_names == whole.class_names == tuple(data.CLASSES.values())
         assert dataset.truth == whole.truth
-    with pytest.raises(InputError, match="train_split 'auto': .* has annotation files of"):
+    with pytest.raises(InputError, match=r"train_split 'auto': .* has annotation files of"):
         open_coco(f"coco:{tmp_path}", eval_split="val")
-    with pytest.raises(InputError, match="eval_split 'test': .* has annotation files of"):
+    with pytest.raises(InputError, match=r"eval_split 'test': .* has annotation files of"):
         open_coco(f"coco:{tmp_path}", eval_split="test", training=False)
 
 
