@@ -37,8 +37,8 @@ CHECKPOINT = arguments.define_checkpoint(FLAGS)
 CLASS_NAMES = flags.DEFINE_string(
     "class_names",
     None,
-    "Names to store: imagenet, ade20k, cityscapes, pascal_context, voc, or a text file with a name "
-    "per line; default: those of the input.",
+    "Names to store: imagenet, coco, ade20k, cityscapes, pascal_context, voc, or a text file with "
+    "a name per line; default: those of the input.",
     flag_values=FLAGS,
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output.", flag_values=FLAGS)

@@ -9,6 +9,7 @@ import pytest
 from commands import assert_one_line, run
 from test_segmentation_weights import assert_holds, entries
 
+from resnest_jax.data.coco import coco_classes
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.detection import evaluate
 from resnest_jax.weights.card import Card
@@ -16,6 +17,7 @@ from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.detection import load_weights, recognise
 from resnest_jax.weights.detectron import ANCHORS, BACKBONE, CLASSES, PREDICTOR
 from resnest_jax.weights.formats import write_file
+from resnest_jax.weights.published import DETECTORS
 from resnest_jax.weights.recognition import find_task
 
 FIELDS = {"backbone": "resnest14", "num_classes": 2, "features": 8, "hidden": 16}
@@ -78,6 +80,17 @@ def test_conversion_and_back(plain, detector, tmp_path):
         found = load_weights(None, str(path), backbone="resnest14")
         assert found.class_names == ("cat", "dog")
         assert_holds(found, detector)
+
+
+def test_a_published_file_has_the_classes_of_coco(plain, tmp_path):
+    names = coco_classes()
+    assert (len(names), names[0], names[16], names[-1]) == (80, "person", "dog", "toothbrush")
+    path = tmp_path / f"{DETECTORS[0]}.pth"
+    path.write_bytes(plain.read_bytes())
+    with pytest.raises(InputError, match="have 2 classes, but 80 names"):
+        load_weights(None, str(path))
+    with pytest.raises(InputError, match="class_names coco has 80 names, but the weights have 2"):
+        convert(None, str(plain), tmp_path / "out", class_names="coco")
 
 
 def test_detectron2_files_in_and_out(plain, detector, tmp_path):

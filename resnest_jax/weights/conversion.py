@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from resnest_jax.data.coco import coco_classes
 from resnest_jax.data.imagenet import synsets
 from resnest_jax.data.label_tables import published_names, published_table
 from resnest_jax.errors import InputError
@@ -17,6 +18,7 @@ from resnest_jax.weights.pretrained import read_weights
 from resnest_jax.weights.recognition import find_task, refuse_backbone
 from resnest_jax.weights.torch_names import Network, from_torch, to_torch
 
+NAMES = {"imagenet": synsets, "coco": coco_classes}  # of classes without label maps
 LOADERS = {"segmentation": segmentation.load_weights, "detection": detection.load_weights}
 
 
@@ -53,8 +55,8 @@ def convert(
       output: a .safetensors, .pth or .pt file, or a path without suffix: a directory of weights.
         .pth and .pt hold the numbers alone.
       backbone: of segmentation and detection, see ``load_weights``.
-      class_names: ``imagenet``, a key of ``label_tables.json``, or a text file with a name per
-        line; None: those that the weights have.
+      class_names: ``imagenet``, ``coco``, a key of ``label_tables.json``, or a text file with a
+        name per line; None: those that the weights have.
       overwrite: replace an existing output.
 
     Returns:
@@ -105,8 +107,8 @@ def _classifier(name: str | None, weights: str, checkpoint: str) -> _Weights:
 def _named(card: Card, value: str, num_classes: int) -> Card:
     """Return the card with other names of classes, and colours if they are known."""
     palette = card.palette
-    if value == "imagenet":
-        names = synsets()
+    if value in NAMES:
+        names = NAMES[value]()
     elif value in published_names():
         names, palette = published_table(value).names, published_table(value).palette
     else:
@@ -114,7 +116,7 @@ def _named(card: Card, value: str, num_classes: int) -> Card:
             names = tuple(Path(value).expanduser().read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"class_names must be imagenet, {', '.join(published_names())}, or a text file "
+                f"class_names must be {', '.join((*NAMES, *published_names()))}, or a text file "
                 f"with a name per line; got {value}: {error}"
             ) from None
     if len(names) != num_classes:

@@ -5,10 +5,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from resnest_jax.data.coco import coco_classes
 from resnest_jax.errors import InputError
 from resnest_jax.models.detection.faster_rcnn import FasterRCNN
 from resnest_jax.models.zoo import DETECTOR
 from resnest_jax.weights.backbone import find_backbone
+from resnest_jax.weights.card import Card, read_card
 from resnest_jax.weights.detector import count_classes, unwrap
 from resnest_jax.weights.detectron import (
     BACKBONE,
@@ -19,6 +21,7 @@ from resnest_jax.weights.detectron import (
 )
 from resnest_jax.weights.formats import StateDict
 from resnest_jax.weights.network import Authors, Network, read_stored
+from resnest_jax.weights.published import DETECTORS
 
 
 class Detector(Network):
@@ -83,6 +86,10 @@ def recognise(path: Path, state_dict: StateDict, backbone: str | None = None) ->
     }
 
 
-AUTHORS = Authors(
-    "detection", "faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x.pth", unwrap, recognise
-)
+def _card(path: Path) -> Card:
+    """Return the card of a file; a published one has the classes of COCO."""
+    card = read_card(path)
+    return card._replace(class_names=coco_classes()) if path.stem in DETECTORS else card
+
+
+AUTHORS = Authors("detection", f"{DETECTORS[0]}.pth", unwrap, recognise, _card)

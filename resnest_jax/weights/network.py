@@ -132,7 +132,7 @@ class Authors(NamedTuple):
     example: str
     unwrap: Callable[[StateDict], StateDict]
     recognise: Callable[[Path, StateDict, str | None], dict[str, Any]]
-    card: Callable[[Path], Card] = read_card
+    card: Callable[[Path], Card]
 
 
 def read_stored(
