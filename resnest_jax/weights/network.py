@@ -117,7 +117,7 @@ class Stored(NamedTuple):
 
 
 class Authors(NamedTuple):
-    """The authors' files of a task.
+    """How to read the authors' files of a task.
 
     Attributes:
       task: the task.
