@@ -22,11 +22,11 @@ def define_model(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
 
 
 def define_backbone(command: flags.FlagValues) -> flags.FlagHolder[str | None]:
-    """Define ``--backbone`` of the commands that read segmentation models."""
+    """Define ``--backbone`` of the commands that read models of segmentation and detection."""
     return flags.DEFINE_string(
         "backbone",
         None,
-        "Backbone of a file of segmentation; default: the first of the zoo that fits.",
+        "Backbone of a file of segmentation or detection; default: the first of the zoo that fits.",
         flag_values=command,
     )
 

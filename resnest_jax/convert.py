@@ -3,14 +3,16 @@
     python -m resnest_jax.convert --model=resnest50 --input=resnest50-528c19ca.pth --output=weights
     python -m resnest_jax.convert --input=runs/digits --output=digits.safetensors
     python -m resnest_jax.convert --input=deeplab_resnest50_ade-2225f09d.pth --output=weights
+    python -m resnest_jax.convert --input=runs/coco --output=detector.pth
 
 The input is a file of safetensors or PyTorch, the workdir of a run or a directory that this
-command wrote, classification or segmentation. The output is such a file, or without a suffix such a
-directory: model.json and an Orbax checkpoint of params and batch_stats.
+command wrote, of any task. The output is such a file, or without a suffix such a directory:
+model.json and an Orbax checkpoint of params and batch_stats. A .pth of a detector has the names of
+detectron2.
 ``resnest_jax.load_pretrained`` reads all classifiers. Directories (model.json, classes.json) and
 .safetensors (its metadata) also hold the name and fields of the model, the names of the classes and
-the size and crop of test images. What a file of segmentation from elsewhere holds is seen from its
-entries.
+the size and crop of test images. What a file of segmentation or detection from elsewhere holds is
+seen from its entries.
 """
 
 from absl import flags
@@ -35,8 +37,8 @@ CHECKPOINT = arguments.define_checkpoint(FLAGS)
 CLASS_NAMES = flags.DEFINE_string(
     "class_names",
     None,
-    "Names to store: imagenet, ade20k, cityscapes, pascal_context, voc, or a text file with a name "
-    "per line; default: those of the input.",
+    "Names to store: imagenet, coco, ade20k, cityscapes, pascal_context, voc, or a text file with "
+    "a name per line; default: those of the input.",
     flag_values=FLAGS,
 )
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing output.", flag_values=FLAGS)

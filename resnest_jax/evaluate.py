@@ -5,6 +5,7 @@
     python -m resnest_jax.evaluate --workdir=runs/ade20k --multi_scale --output=runs/ade20k
     python -m resnest_jax.evaluate --weights=deeplab.pth --dataset=ade20k:PATH --multi_scale
     python -m resnest_jax.evaluate --workdir=runs/coco --output=runs/coco
+    python -m resnest_jax.evaluate --weights=faster_rcnn.pth --dataset=coco:PATH
 
 A run is evaluated as in training, and other weights by the test of the published model: its crop
 and size. Classes are matched by name; those of segmentation and detection must be the same. The

@@ -4,11 +4,12 @@
     python -m resnest_jax.export --model=resnest50 --weights=FILE --output=resnest50.stablehlo
     python -m resnest_jax.export --weights=runs/digits --output=digits.stablehlo
     python -m resnest_jax.export --weights=runs/ade20k --image_size=512,683 --output=ade20k.onnx
+    python -m resnest_jax.export --weights=runs/coco --output=coco.stablehlo
 
 FILE is a source for ``resnest_jax.load_pretrained``: a file, or the directory of a run, which names
-its model; or a file of a segmentation model. Both formats have the weights inside and the batch
-norms folded, and take any batch size B; the images have the height H and width W of the model's
-published test, of the run (of segmentation its crop_size), or of --image_size.
+its model; or a file of a model of segmentation or detection. Both formats have the weights inside
+and the batch norms folded, and take any batch size B; the images have the height H and width W of
+the model's published test, of the run (of segmentation its crop_size), or of --image_size.
 
 ONNX, opset 18 (needs the extra ``onnx``): ``images``, float32 RGB (B, 3, H, W), normalized by the
 mean and the std in the metadata, to ``logits``, float32 (B, num_classes), of segmentation
@@ -28,6 +29,14 @@ installed:
 
     artefact = export.deserialize(bytearray(open("resnest50.stablehlo", "rb").read()))
     logits = jax.jit(artefact.call)(images)
+
+A detector, StableHLO only, also takes the sizes of the images, int32 (B, 2): height and width of
+what is at the left top of each; the rest is padding, of any colour. It returns boxes (B, D, 4),
+scores, classes and valid (B, D) as ``FasterRCNN.detect`` does, in pixels of these images. By
+default H and W are the short and the long side of the run's test images, as those of a wide photo;
+for high ones give them the other way round, or one side for both.
+
+    boxes, scores, classes, valid = jax.jit(artefact.call)(images, sizes)
 
 jax promises that releases of the next six months read it. On CPU an artefact exported with
 --platforms=cpu is faster: its pools and grouped convolutions suit the CPU.

@@ -71,6 +71,26 @@ def test_one_annotation_file(tmp_path):
         open_coco(f"coco:{tmp_path}")
 
 
+def test_evaluation_needs_no_training_split(tmp_path):
+    """If there is one, its categories are the classes, but none of its images is looked for."""
+    _, held_out = data.write_coco(tmp_path)
+    held_out["categories"] = held_out["categories"][::-1]
+    data.write_split(tmp_path, "val", held_out)
+    whole = open_coco(f"coco:{tmp_path}")
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    alone = open_coco(f"coco:{tmp_path}", training=False)
+    (tmp_path / "annotations/instances_train.json").unlink()
+    without = open_coco(f"coco:{tmp_path}", eval_split="val", training=False)
+    for dataset in (alone, without):
+        assert (len(dataset.train), len(dataset.eval)) == (0, 5)
+        assert dataset.class_names == whole.class_names == tuple(data.CLASSES.values())
+        assert dataset.truth == whole.truth
+    with pytest.raises(InputError, match=r"train_split 'auto': .* has annotation files of"):
+        open_coco(f"coco:{tmp_path}", eval_split="val")
+    with pytest.raises(InputError, match=r"eval_split 'test': .* has annotation files of"):
+        open_coco(f"coco:{tmp_path}", eval_split="test", training=False)
+
+
 def test_records(tmp_path):
     file, _ = data.write_coco(tmp_path)
     dataset = open_coco(f"coco:{tmp_path}")

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import resnest_jax
 from resnest_jax import recipe, runs
 from resnest_jax.dry_run import compile_step
 from resnest_jax.errors import InputError
@@ -31,6 +32,7 @@ from resnest_jax.weights.recognition import find_task
 
 pytestmark = pytest.mark.xdist_group("detection")
 
+VAL = "annotations/instances_val.json"
 LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
 
 
@@ -92,7 +94,7 @@ def test_evaluation_of_a_run_against_pycocotools(whole, evaluated, root):
     rows = (output / "per_class.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["class", *data.CLASSES.values()]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(root / "annotations/instances_val.json")
+        truth = COCO(root / VAL)
         results = truth.loadRes(str(output / "results.json"))
         expected = COCOeval(truth, results, "bbox")
         expected.evaluate()
@@ -100,6 +102,16 @@ def test_evaluation_of_a_run_against_pycocotools(whole, evaluated, root):
         expected.summarize()
     for name, value in zip(FIGURES, expected.stats, strict=True):
         assert found.get(f"eval_box_{name}", -1) == pytest.approx(value), name
+
+
+def test_converted_weights_are_evaluated_as_the_run(whole, evaluated, root, tmp_path):
+    """With its classes and the sizes of its test images, and without a training split."""
+    convert(None, str(whole[0]), tmp_path / "boxes.safetensors")
+    data.write_split(tmp_path, "val", json.loads((root / VAL).read_text()))
+    detector = load_weights(None, str(tmp_path / "boxes.safetensors"))
+    assert detector.class_names == tuple(data.CLASSES.values())
+    options = evaluate.Options(dataset=f"coco:{tmp_path}", split="val", batch_size=5)
+    assert evaluate.run(detector, options) == {k: v for k, v in evaluated[0].items() if k != "step"}
 
 
 def test_predictions_are_those_of_the_evaluation(whole, evaluated, root, tmp_path, capsys):
@@ -242,10 +254,9 @@ def test_bad_input_of_the_commands_is_one_line(whole, tmp_path):
 def test_what_a_detector_is_not_for(whole, tmp_path):
     workdir, _ = whole
     assert find_task(None, str(workdir)) == find_task("faster_rcnn", None) == "detection"
-    with pytest.raises(InputError, match="faster_rcnn, not of a classifier"):
-        convert(None, str(workdir), tmp_path / "x.pth")
+    with pytest.raises(
+        InputError, match=r"of faster_rcnn, not of a classifier; .* convert, export"
+    ):
+        resnest_jax.load_pretrained(None, workdir)
     with pytest.raises(InputError, match="cannot be fetched"):
         load_weights("faster_rcnn", None)
-    (tmp_path / "x.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="give the directory of a run"):
-        load_weights(None, str(tmp_path / "x.safetensors"))

@@ -99,7 +99,9 @@ def test_bad_flags_are_named(deeplab, tmp_path):
         assert_one_line(result, "--image_size must be a side of at least 32 pixels, or", size)
     with pytest.raises(InputError, match="have the backbone resnest14, not resnest50"):
         export_file(None, str(weights), tmp_path / "out.onnx", backbone="resnest50")
-    with pytest.raises(InputError, match="backbone resnest50: only a segmentation model has one"):
+    with pytest.raises(
+        InputError, match="backbone resnest50: only a model of segmentation or detection has one"
+    ):
         export_file("resnest50", None, tmp_path / "out.onnx", backbone="resnest50")
     with pytest.raises(InputError, match="are those of deeplabv3, not of fcn"):
         export_file("fcn", str(weights), tmp_path / "out.onnx")

@@ -19,6 +19,8 @@ STATISTICS = {
     4: (np.append(MEAN, np.float32(255)), np.append(STD, STD.mean())),
 }
 
+MULTIPLE = 32  # of the sides of padded images: the largest stride of the backbones
+
 
 def normalize(images: jax.Array) -> jax.Array:
     """Normalize images (B, H, W, C), 0..255 of any dtype, to mean 0 and variance 1, float32.
@@ -39,6 +41,12 @@ def normalize_padded(images: jax.Array, sizes: jax.Array) -> jax.Array:
     )
     inside = rows[:, :, None, None] & columns[:, None, :, None]
     return jnp.where(inside, normalize(images), 0.0)
+
+
+def padded(size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width, each rounded up to a multiple of 32."""
+    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in size)
+    return height, width
 
 
 def denormalize(images: np.ndarray) -> np.ndarray:

@@ -25,6 +25,8 @@ class Card(NamedTuple):
       crop: rule of the test images, see ``data.crops.test_crop``.
       palette: of segmentation the colour of each class, RGB from 0 to 255.
       base_size, scales: of segmentation, see ``tasks.segmentation.sliding.MultiScale``.
+      short_side, long_side: of detection, the short side of the test images, and the most that the
+        long one may be.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -33,6 +35,8 @@ class Card(NamedTuple):
     palette: tuple[tuple[int, int, int], ...] | None = None
     base_size: int | None = None
     scales: tuple[float, ...] | None = None
+    short_side: int | None = None
+    long_side: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the known facts, for JSON."""
@@ -52,6 +56,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "palette": lambda value: _all(tuple)(value) and all(_is_color(color) for color in value),
     "base_size": lambda value: isinstance(value, int),
     "scales": _all((int, float)),
+    "short_side": lambda value: isinstance(value, int),
+    "long_side": lambda value: isinstance(value, int),
 }
 
 

@@ -5,17 +5,21 @@ from typing import Any, NamedTuple
 
 import jax
 
+from resnest_jax.data.coco import coco_classes
 from resnest_jax.data.imagenet import synsets
 from resnest_jax.data.label_tables import published_names, published_table
 from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import create_model
+from resnest_jax.weights import detection, segmentation
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.formats import SUFFIXES, write_directory, write_file
 from resnest_jax.weights.pretrained import read_weights
-from resnest_jax.weights.recognition import find_task
-from resnest_jax.weights.segmentation import load_weights
+from resnest_jax.weights.recognition import find_task, refuse_backbone
 from resnest_jax.weights.torch_names import Network, from_torch, to_torch
+
+NAMES = {"imagenet": synsets, "coco": coco_classes}  # of classes without label maps
+LOADERS = {"segmentation": segmentation.load_weights, "detection": detection.load_weights}
 
 
 class _Weights(NamedTuple):
@@ -46,12 +50,13 @@ def convert(
     """Write weights to a file or directory, with what is known of them.
 
     Args:
-      name, weights, checkpoint: as in ``find_source``, or of segmentation in ``load_weights``.
+      name, weights, checkpoint: as in ``find_source``, or in ``load_weights`` of segmentation or
+        detection.
       output: a .safetensors, .pth or .pt file, or a path without suffix: a directory of weights.
         .pth and .pt hold the numbers alone.
-      backbone: of segmentation, see ``load_weights``.
-      class_names: ``imagenet``, a key of ``label_tables.json``, or a text file with a name per
-        line; None: those that the weights have.
+      backbone: of segmentation and detection, see ``load_weights``.
+      class_names: ``imagenet``, ``coco``, a key of ``label_tables.json``, or a text file with a
+        name per line; None: those that the weights have.
       overwrite: replace an existing output.
 
     Returns:
@@ -68,12 +73,7 @@ def convert(
         )
     if output.exists() and not overwrite:
         raise InputError(f"output {output} exists; pass --overwrite to replace it")
-    if find_task(name, weights) == "segmentation":
-        about, description, model, variables, card = _segmenter(name, weights, checkpoint, backbone)
-    elif backbone is not None:
-        raise InputError(f"backbone {backbone}: only a segmentation model has one; leave it out")
-    else:
-        about, description, model, variables, card = _classifier(name, weights, checkpoint)
+    about, description, model, variables, card = _load(name, weights, checkpoint, backbone)
     if class_names:
         card = _named(card, class_names, description["num_classes"])
     if output.suffix:
@@ -87,6 +87,15 @@ def convert(
     return f"{output}: {about}, {entries} entries, {parameters:,} parameters"
 
 
+def _load(name: str | None, weights: str, checkpoint: str, backbone: str | None) -> _Weights:
+    task = find_task(name, weights)
+    if task == "classification":
+        refuse_backbone(backbone)
+        return _classifier(name, weights, checkpoint)
+    found = LOADERS[task](name, weights, checkpoint, backbone=backbone)
+    return _Weights(found.about, found.description, found.model, found.variables, found.full_card)
+
+
 def _classifier(name: str | None, weights: str, checkpoint: str) -> _Weights:
     source = find_source(name, weights, checkpoint)
     description, state_dict = read_weights(source.name, source.path, source.checkpoint)
@@ -95,19 +104,11 @@ def _classifier(name: str | None, weights: str, checkpoint: str) -> _Weights:
     return _Weights(description["name"], description, model, variables, source.card)
 
 
-def _segmenter(name: str | None, weights: str, checkpoint: str, backbone: str | None) -> _Weights:
-    found = load_weights(name, weights, checkpoint, backbone=backbone)
-    config = found.config
-    windows = {"base_size": config.augment.base_size, "scales": config.evaluation.scales}
-    card = found.card._replace(image_size=config.crop_size, **windows)
-    return _Weights(found.about, found.description, found.model, found.variables, card)
-
-
 def _named(card: Card, value: str, num_classes: int) -> Card:
     """Return the card with other names of classes, and colours if they are known."""
     palette = card.palette
-    if value == "imagenet":
-        names = synsets()
+    if value in NAMES:
+        names = NAMES[value]()
     elif value in published_names():
         names, palette = published_table(value).names, published_table(value).palette
     else:
@@ -115,7 +116,7 @@ def _named(card: Card, value: str, num_classes: int) -> Card:
             names = tuple(Path(value).expanduser().read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"class_names must be imagenet, {', '.join(published_names())}, or a text file "
+                f"class_names must be {', '.join((*NAMES, *published_names()))}, or a text file "
                 f"with a name per line; got {value}: {error}"
             ) from None
     if len(names) != num_classes:

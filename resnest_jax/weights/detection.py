@@ -1,10 +1,27 @@
 """A detector with what it takes to use it: its classes, and the sizes of test images."""
 
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
+
+from resnest_jax.data.coco import coco_classes
 from resnest_jax.errors import InputError
 from resnest_jax.models.detection.faster_rcnn import FasterRCNN
-from resnest_jax.weights.network import Network, existing, read_directory
+from resnest_jax.models.zoo import DETECTOR
+from resnest_jax.weights.backbone import find_backbone
+from resnest_jax.weights.card import Card, read_card
+from resnest_jax.weights.detector import count_classes, unwrap
+from resnest_jax.weights.detectron import (
+    BACKBONE,
+    CLASSES,
+    WIDTHS,
+    anchors_of,
+    as_classifier,
+)
+from resnest_jax.weights.formats import StateDict
+from resnest_jax.weights.network import Authors, Network, read_stored
+from resnest_jax.weights.published import DETECTORS
 
 
 class Detector(Network):
@@ -13,7 +30,7 @@ class Detector(Network):
     @property
     def num_classes(self) -> int:
         """Number of classes without the background."""
-        return len(self.variables["params"]["box_predictor"]["cls_score"]["bias"]) - 1
+        return count_classes(self.variables)
 
     @property
     def model(self) -> FasterRCNN:
@@ -28,24 +45,51 @@ def load_weights(
     *,
     backbone: str | None = None,
 ) -> Detector:
-    """Load the detector of a run or of a directory of weights.
+    """Load a detector.
 
     Args:
-      name: ``faster_rcnn`` or None.
-      weights: the directory.
+      name: ``faster_rcnn``; None: what the weights say.
+      weights: the directory of a run or of weights, or a file of the authors' entries, which have
+        detectron2's names: a state dictionary or a training checkpoint. Its classes, widths and
+        anchors and, if it is of the zoo, its backbone are seen from the entries.
       checkpoint: of a run, ``last``, ``best`` or a step.
       backbone: name of the backbone; None: what the weights say.
 
     Raises:
-      InputError: if there is none, or it is damaged or of another model.
+      InputError: if the weights do not exist, are damaged, are of another model, or if the backbone
+        is not of the zoo and not given.
     """
-    if weights is None or weights == "published":
-        raise InputError(f"weights of {name} cannot be fetched: give the run, --weights=DIRECTORY")
-    path = existing(weights)
-    if not path.is_dir():
+    return Detector(*read_stored(AUTHORS, name, weights, checkpoint, backbone)).checked()
+
+
+def recognise(path: Path, state_dict: StateDict, backbone: str | None = None) -> dict[str, Any]:
+    """Return name and fields of the model of the authors' entries.
+
+    Raises:
+      InputError: if they are of no ``faster_rcnn``, or of no backbone of the zoo.
+    """
+    if CLASSES not in state_dict:
         raise InputError(
-            f"weights {path}: a file of a detector is only for pretrained.weights of a run; give "
-            "the directory of a run"
+            f"weights {path} are not of {DETECTOR} under the authors' names: there is no {CLASSES}"
         )
-    stored = read_directory(path, "detection", name, checkpoint, backbone)
-    return Detector(path, *stored).checked()
+    widths = {
+        field: len(np.atleast_1d(state_dict[key]))
+        for field, key in WIDTHS.items()
+        if key in state_dict
+    }
+    return {
+        "name": DETECTOR,
+        "backbone": backbone or find_backbone(path, state_dict, BACKBONE, as_classifier),
+        "num_classes": len(np.atleast_1d(state_dict[CLASSES])) - 1,
+        **widths,
+        **anchors_of(state_dict),
+    }
+
+
+def _card(path: Path) -> Card:
+    """Return the card of a file; a published one has the classes of COCO."""
+    card = read_card(path)
+    return card._replace(class_names=coco_classes()) if path.stem in DETECTORS else card
+
+
+AUTHORS = Authors("detection", f"{DETECTORS[0]}.pth", unwrap, recognise, _card)

@@ -10,8 +10,7 @@ from resnest_jax.models.detection.faster_rcnn import FasterRCNN
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import DETECTOR
 from resnest_jax.weights.backbone import as_backbone, load_backbone
-from resnest_jax.weights.detectron import BACKBONE, PREDICTOR, detectron_name
-from resnest_jax.weights.entries import classification_entries
+from resnest_jax.weights.detectron import BACKBONE, CLASSES, PREDICTOR, as_classifier
 from resnest_jax.weights.formats import (
     StateDict,
     check_no_checkpoint,
@@ -59,7 +58,7 @@ def load_detector(
         _, variables = restore_directory(path, is_run, checkpoint)
         return _fitting_heads(model, variables, description["name"])
     check_no_checkpoint(path, checkpoint)
-    state_dict = _unwrap(read_file(path))
+    state_dict = unwrap(read_file(path))
     if any(key.startswith(PREDICTOR) for key in state_dict):
         return _of_detector(model, state_dict)
     if any(key.startswith(STEM) for key in state_dict):
@@ -72,11 +71,16 @@ def missing_heads(variables: dict[str, Any]) -> tuple[str, ...]:
     return tuple(head for head in HEADS if head not in variables["params"])
 
 
+def count_classes(variables: dict[str, Any]) -> int:
+    """Return the number of classes of a detector, without the background."""
+    return len(variables["params"]["box_predictor"]["cls_score"]["bias"]) - 1
+
+
 def _fitting_heads(model: FasterRCNN, variables: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the variables of a model of that name without heads that do not fit."""
     if name != DETECTOR:
         heads = ()
-    elif len(variables["params"]["box_predictor"]["cls_score"]["bias"]) == model.num_classes + 1:
+    elif count_classes(variables) == model.num_classes:
         heads = HEADS
     else:
         heads = HEADS[:-1]
@@ -88,7 +92,7 @@ def _fitting_heads(model: FasterRCNN, variables: dict[str, Any], name: str) -> d
 
 def _of_detector(model: FasterRCNN, state_dict: StateDict) -> dict[str, Any]:
     """Convert the authors' entries, with any number of classes."""
-    bias = np.atleast_1d(state_dict.get(f"{PREDICTOR}cls_score.bias", np.zeros(2)))
+    bias = np.atleast_1d(state_dict.get(CLASSES, np.zeros(2)))
     num_classes = len(bias) - 1
     variables = from_torch(state_dict, model.clone(num_classes=num_classes))
     if num_classes != model.num_classes:
@@ -98,16 +102,11 @@ def _of_detector(model: FasterRCNN, state_dict: StateDict) -> dict[str, Any]:
 
 def _of_backbone(model: ResNeSt, state_dict: StateDict) -> dict[str, Any]:
     """Convert a backbone under the names of detectron2."""
-    names = {detectron_name(key, model): key for key, _, _ in classification_entries(model)}
-    entries = {
-        names.get(key, key): value
-        for key, value in state_dict.items()
-        if not key.startswith(HEADS_OF_CLASSIFIERS)
-    }
-    return as_backbone(from_torch(entries, model))
+    entries = {k: v for k, v in state_dict.items() if not k.startswith(HEADS_OF_CLASSIFIERS)}
+    return as_backbone(from_torch(as_classifier(entries, model), model))
 
 
-def _unwrap(state_dict: StateDict) -> StateDict:
+def unwrap(state_dict: StateDict) -> StateDict:
     """Remove what is before the names of a detector, as ``module.``, or of a lone backbone."""
     whole = any(PREDICTOR in key for key in state_dict)
     first = BACKBONE if whole else STEM

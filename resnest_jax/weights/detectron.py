@@ -1,8 +1,9 @@
 """Names of the entries of the authors' detectors, which are those of detectron2."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from resnest_jax.weights.entries import COUNTER, Entry, below, classification_en
 BACKBONE = "backbone.bottom_up."
 PREDICTOR = "roi_heads.box_predictor."
 ANCHORS = "cell_anchors"
+CLASSES = f"{PREDICTOR}cls_score.bias"  # one more than classes
+# Fields of a ``FasterRCNN``, and the entries that are as long.
+WIDTHS = {"features": "backbone.fpn_lateral2.weight", "hidden": "roi_heads.box_head.fc1.bias"}
+GENERATOR = "proposal_generator"
 # Names in a block of a classifier, without its last shortcut, and here.
 BLOCK = {f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)}
 DEEP_STEM = {"bn1": "conv1_3.norm"}
@@ -46,6 +51,28 @@ def detectron_name(key: str, model: ResNeSt) -> str:
     return f"stem.{(DEEP_STEM if model.deep_stem else STEM)[name]}.{leaf}"
 
 
+def as_classifier(arrays: Mapping[str, np.ndarray], model: ResNeSt) -> dict[str, np.ndarray]:
+    """Return the entries of a backbone under the names of a classifier; others keep theirs."""
+    names = {detectron_name(key, model): key for key, _, _ in classification_entries(model)}
+    return {names.get(key, key): value for key, value in arrays.items()}
+
+
+def anchors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[float, ...]]:
+    """Return ``anchor_sizes`` and ``anchor_ratios`` of a state dictionary, if it has anchors."""
+    keys = [key for key in arrays if key.startswith(f"{GENERATOR}.anchor_generator.{ANCHORS}.")]
+    levels = [np.asarray(arrays[key]) for key in sorted(keys)]
+    if not levels or any(level.ndim != 2 or level.shape[1] != 4 for level in levels):
+        return {}
+    widths, heights = zip(*((level[:, 2:] - level[:, :2]).T for level in levels), strict=True)
+    sizes = [np.sqrt(w[0] * h[0]) for w, h in zip(widths, heights, strict=True)]
+    return {"anchor_sizes": _rounded(sizes), "anchor_ratios": _rounded(heights[0] / widths[0])}
+
+
+def _rounded(values: Any) -> tuple[float, ...]:
+    """Return float32 numbers without the digits that are rounding."""
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
 def _fpn() -> Iterator[Entry]:
     for level in LEVELS:
         for kind in ("lateral", "output"):
@@ -68,13 +95,12 @@ def _backbone(model: ResNeSt) -> Iterator[Entry]:
 
 
 def _rpn(model: FasterRCNN) -> Iterator[Entry]:
-    generator = "proposal_generator"
     for i, size in enumerate(model.anchor_sizes):
         of_cell = np.asarray(anchors((1, 1), 1, size, model.anchor_ratios))
-        yield Entry(f"{generator}.anchor_generator.{ANCHORS}.{i}", None, of_cell)
+        yield Entry(f"{GENERATOR}.anchor_generator.{ANCHORS}.{i}", None, of_cell)
     names = {"conv": "conv", "objectness_logits": "objectness", "anchor_deltas": "deltas"}
     for torch_name, name in names.items():
-        yield from layer(f"{generator}.rpn_head.{torch_name}", ("rpn", name), bias=True)
+        yield from layer(f"{GENERATOR}.rpn_head.{torch_name}", ("rpn", name), bias=True)
 
 
 def _box_head() -> Iterator[Entry]:

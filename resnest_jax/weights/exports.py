@@ -10,11 +10,11 @@ from resnest_jax.data.imagenet import readable
 from resnest_jax.errors import InputError, import_package
 from resnest_jax.files import check_output, write_atomic, write_json, writing
 from resnest_jax.models.backbone import clone_backbone
-from resnest_jax.weights import stablehlo
+from resnest_jax.models.inputs import padded
+from resnest_jax.weights import detection, segmentation, stablehlo
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import find_source, load_classifier
-from resnest_jax.weights.recognition import find_task
-from resnest_jax.weights.segmentation import load_weights
+from resnest_jax.weights.recognition import find_task, refuse_backbone
 from resnest_jax.weights.torch_names import Network
 
 STABLEHLO, ONNX = ".stablehlo", ".onnx"
@@ -24,16 +24,16 @@ class _Weights(NamedTuple):
     """Weights to export.
 
     Attributes:
-      names: the name of the model as ``model``, of segmentation also its ``backbone``.
-      card: names and colours of the classes, and the crop of test images, as far as known.
-      image_size: side of the test images; of segmentation that of the windows.
+      names: the name of the model as ``model``, of another than a classifier also its ``backbone``.
+      card: names and colours of the classes, and crop or sides of test images, as far as known.
+      image_size: height and width of the images.
     """
 
     names: dict[str, str]
     model: Network
     variables: dict[str, Any]
     card: Card
-    image_size: int
+    image_size: tuple[int, int]
 
 
 def export_file(
@@ -52,11 +52,13 @@ def export_file(
     They are metadata of an .onnx file; beside a .stablehlo file they are in a .json file.
 
     Args:
-      name, weights, checkpoint: as in ``find_source``, or of segmentation in ``load_weights``.
-      output: file to write, ending in .stablehlo or .onnx.
-      backbone: of segmentation, see ``load_weights``.
+      name, weights, checkpoint: as in ``find_source``, or in ``load_weights`` of segmentation or
+        detection.
+      output: file to write, ending in .stablehlo or .onnx; of a detector .stablehlo.
+      backbone: of segmentation and detection, see ``load_weights``.
       image_size: side of the images in pixels, or height and width; None: that of the published
-        test, or of the run, of segmentation its ``crop_size``.
+        test, or of the run; of segmentation its ``crop_size``; of detection its short and long
+        side, rounded up to multiples of 32: the wide test images fit.
       platforms: those of a .stablehlo file, see ``stablehlo.export``; None is cpu, cuda, tpu.
       dtype: dtype of the activations in a .stablehlo file; None is float32.
 
@@ -67,7 +69,8 @@ def export_file(
       InputError: if an argument is out of range, the model cannot be exported, the package
         ``onnx`` is missing or the file cannot be written.
     """
-    _check_output(output)
+    task = find_task(name, weights)
+    _check_output(output, task)
     if output.suffix == ONNX:
         for field, value in {"platforms": platforms, "dtype": dtype}.items():
             if value is not None:
@@ -78,10 +81,9 @@ def export_file(
     else:
         platforms = stablehlo.DEFAULT if platforms is None else platforms
         stablehlo.check_platforms(platforms)
-    found = _load(name, weights, checkpoint, backbone)
+    found = _load(task, name, weights, checkpoint, backbone)
     model = clone_backbone(found.model, dtype=jnp.dtype(dtype or "float32"))
-    size = found.image_size if image_size is None else image_size
-    size = size if isinstance(size, tuple) else (size, size)
+    size = found.image_size if image_size is None else _pair(image_size)
     facts = found.card.to_dict() | {"image_size": size[0] if size[0] == size[1] else size}
     if output.suffix == ONNX:
         from resnest_jax.weights import onnx
@@ -96,21 +98,23 @@ def export_file(
     return f"{output}: {about}; {output.stat().st_size / 1e6:.1f} MB"
 
 
-def _load(name: str | None, weights: str | None, checkpoint: str, backbone: str | None) -> _Weights:
-    if find_task(name, weights) == "segmentation":
-        return _segmenter(name, weights, checkpoint, backbone)
-    if backbone is not None:
-        raise InputError(f"backbone {backbone}: only a segmentation model has one; leave it out")
-    return _classifier(name, weights, checkpoint)
-
-
-def _segmenter(
-    name: str | None, weights: str | None, checkpoint: str, backbone: str | None
+def _load(
+    task: str, name: str | None, weights: str | None, checkpoint: str, backbone: str | None
 ) -> _Weights:
-    found = load_weights(name, weights, checkpoint, backbone=backbone)
+    if task == "classification":
+        refuse_backbone(backbone)
+        return _classifier(name, weights, checkpoint)
+    if task == "segmentation":
+        found = segmentation.load_weights(name, weights, checkpoint, backbone=backbone)
+        card = Card(found.card.class_names, palette=found.card.palette)
+        size = _pair(found.config.crop_size)
+    else:
+        found = detection.load_weights(name, weights, checkpoint, backbone=backbone)
+        card = found.full_card
+        test = found.config.evaluation.short_side, found.config.data.long_side
+        size = padded(test)
     names = {"model": found.description["name"], "backbone": found.description["backbone"]}
-    card = Card(found.card.class_names, palette=found.card.palette)
-    return _Weights(names, found.model, found.variables, card, found.config.crop_size)
+    return _Weights(names, found.model, found.variables, card, size)
 
 
 def _classifier(name: str | None, weights: str | None, checkpoint: str) -> _Weights:
@@ -118,11 +122,17 @@ def _classifier(name: str | None, weights: str | None, checkpoint: str) -> _Weig
     model, variables, _ = load_classifier(source)
     names = source.card.class_names
     card = Card(tuple(readable(names)) if names else None, crop=source.card.crop)
-    return _Weights({"model": source.name}, model, variables, card, source.image_size)
+    return _Weights({"model": source.name}, model, variables, card, _pair(source.image_size))
 
 
-def _check_output(output: Path) -> None:
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def _check_output(output: Path, task: str) -> None:
     """Raise InputError for what would fail only after minutes."""
     if output.suffix not in (STABLEHLO, ONNX):
         raise InputError(f"output must end in {STABLEHLO} or {ONNX}; got {output}")
+    if output.suffix == ONNX and task == "detection":
+        raise InputError(f"a detector has no {ONNX}: output must end in {STABLEHLO}; got {output}")
     check_output("output", output)

@@ -114,13 +114,11 @@ def task_of(description: Mapping[str, Any]) -> str:
 
 
 def check_classifier(path: Path, description: Mapping[str, Any]) -> None:
-    """Raise InputError if weights are of a model on a backbone, as those of segmentation."""
-    task = task_of(description)
-    if task != "classification":
-        others = ", convert, export" if task == "segmentation" else ""
+    """Raise InputError if weights are of a model on a backbone, as a detector's."""
+    if task_of(description) != "classification":
         raise InputError(
             f"weights {path} are of {description['name']}, not of a classifier; they are for "
-            f"evaluate, predict{others} and the pretrained.weights of another such run"
+            "evaluate, predict, convert, export and the pretrained.weights of another such run"
         )
 
 

@@ -1,18 +1,37 @@
-"""A network on a backbone with what it takes to use it, in a directory of a run or of weights."""
+"""A network on a backbone with what it takes to use it, of a run or of other weights."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
 from resnest_jax.models.zoo import create_model
-from resnest_jax.weights.card import Card, read_card
-from resnest_jax.weights.formats import describe_directory, restore_directory, task_of
+from resnest_jax.weights.card import Card, read_card, read_model
+from resnest_jax.weights.formats import (
+    StateDict,
+    check_no_checkpoint,
+    describe_directory,
+    read_file,
+    restore_directory,
+    task_of,
+)
 from resnest_jax.weights.pretrained import check_name
+from resnest_jax.weights.torch_names import from_torch
 
 if TYPE_CHECKING:  # importing the models needs no configs
     from ml_collections import ConfigDict
+
+# Facts of a card that are keys of a config: how the test images are made.
+TEST_KEYS = {
+    "segmentation": {
+        "image_size": "crop_size",
+        "base_size": "augment.base_size",
+        "scales": "evaluation.scales",
+    },
+    "detection": {"short_side": "evaluation.short_side", "long_side": "data.long_side"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +70,15 @@ class Network:
         return create_model(**self.description)
 
     @property
+    def full_card(self) -> Card:
+        """The card, with the test images of the config."""
+        from resnest_jax.config import flatten
+
+        values = flatten(self.config)
+        keys = TEST_KEYS[self.config.task]
+        return self.card._replace(**{field: values[key] for field, key in keys.items()})
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes; of unknown ones numbers."""
         numbers = range(self.num_classes)
@@ -79,50 +107,90 @@ class Network:
 
 
 class Stored(NamedTuple):
-    """What a directory holds: the fields of ``Network`` after the path."""
+    """What weights hold: the fields of ``Network``."""
 
+    path: Path
     config: "ConfigDict"
     variables: dict[str, Any]
     card: Card
     step: int | None
 
 
-def existing(weights: str) -> Path:
-    """Return the path of weights.
+class Authors(NamedTuple):
+    """How to read the authors' files of a task.
 
-    Raises:
-      InputError: if it is not local or does not exist.
+    Attributes:
+      task: the task.
+      example: name of a file, for an error.
+      unwrap: removes what wrappers put before the names of the entries.
+      recognise: returns name and fields of the model of a file, from its path, its entries, and
+        the name of the backbone or None.
+      card: returns what is known of a file.
     """
-    path = local_path("weights", weights)
-    if not path.exists():
-        raise InputError(f"weights {path}: no such file or directory")
-    return path
+
+    task: str
+    example: str
+    unwrap: Callable[[StateDict], StateDict]
+    recognise: Callable[[Path, StateDict, str | None], dict[str, Any]]
+    card: Callable[[Path], Card]
 
 
-def read_directory(
-    path: Path, task: str, name: str | None, checkpoint: str, backbone: str | None
+def read_stored(
+    authors: Authors, name: str | None, weights: str | None, checkpoint: str, backbone: str | None
 ) -> Stored:
-    """Read the directory of a run or of weights of a task.
+    """Read weights of a task: the directory of a run or of weights, or a file.
 
     Args:
       name: expected name of the model; None: any of the task.
+      weights: the path.
       checkpoint: of a run, ``last``, ``best`` or a step.
       backbone: expected name of the backbone; None: any.
 
     Raises:
-      InputError: if it holds something else, or no such checkpoint.
+      InputError: if it does not exist, is damaged or holds something else, or no such checkpoint.
     """
+    if weights is None or weights == "published":
+        raise InputError(
+            f"weights of {name} cannot be fetched: give the file, such as "
+            f"--weights={authors.example}"
+        )
+    path = local_path("weights", weights)
+    if not path.exists():
+        raise InputError(f"weights {path}: no such file or directory")
+    if path.is_dir():
+        return _read_directory(path, authors.task, name, checkpoint, backbone)
+    return _read_file(authors, path, name, checkpoint, backbone)
+
+
+def _read_directory(
+    path: Path, task: str, name: str | None, checkpoint: str, backbone: str | None
+) -> Stored:
     from resnest_jax.workdir import load_config
 
     description, is_run = describe_directory(path)
-    check_described(path, description, task, name, backbone)
+    _check_described(path, description, task, name, backbone)
     step, variables = restore_directory(path, is_run, checkpoint)
     card = read_card(path)
-    config = load_config(path) if is_run else config_of(task, description, card)
-    return Stored(config, variables, card, step)
+    config = load_config(path) if is_run else _config_of(task, description, card)
+    return Stored(path, config, variables, card, step)
 
 
-def check_described(
+def _read_file(
+    authors: Authors, path: Path, name: str | None, checkpoint: str, backbone: str | None
+) -> Stored:
+    check_no_checkpoint(path, checkpoint)
+    description = read_model(path)
+    if description:
+        _check_described(path, description, authors.task, name, backbone)
+    card = authors.card(path)
+    state_dict = authors.unwrap(read_file(path))
+    description = description or authors.recognise(path, state_dict, backbone)
+    check_name(name, path, description)
+    variables = from_torch(state_dict, create_model(**description))
+    return Stored(path, _config_of(authors.task, description, card), variables, card, None)
+
+
+def _check_described(
     path: Path, description: dict[str, Any], task: str, name: str | None, backbone: str | None
 ) -> None:
     """Raise InputError if weights that describe their model are of another one."""
@@ -135,14 +203,10 @@ def check_described(
         )
 
 
-def config_of(task: str, description: dict[str, Any], card: Card) -> "ConfigDict":
+def _config_of(task: str, description: dict[str, Any], card: Card) -> "ConfigDict":
     """Return the config of weights without a run: the defaults, with what is known."""
     from resnest_jax.config import complete
 
-    known = {
-        "crop_size": card.image_size,
-        "augment.base_size": card.base_size,
-        "evaluation.scales": card.scales,
-    }
+    known = {key: getattr(card, field) for field, key in TEST_KEYS[task].items()}
     given = {key: value for key, value in known.items() if value is not None}
     return complete({"task": task, "model": description, **given})

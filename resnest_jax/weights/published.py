@@ -57,6 +57,11 @@ SEGMENTERS = {
     "deeplab_resnest200_pcontext": "fe76a265",
     "deeplab_resnest269_pcontext": "b661fd26",
 }
+# The authors' detectors for COCO. Nothing says of what the digits in the names are.
+DETECTORS = (
+    "faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x-ad123c0b",
+    "faster_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x-d8f284b6",
+)
 DATASETS = {"ade": "ade20k", "pcontext": "pascal_context"}
 
 

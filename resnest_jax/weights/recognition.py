@@ -1,5 +1,6 @@
 """Which task the weights that a command is given are for."""
 
+from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
 from resnest_jax.weights.card import read_model
 from resnest_jax.weights.detectron import PREDICTOR
@@ -26,3 +27,11 @@ def find_task(name: str | None, weights: str | None) -> str:
     if any(PREDICTOR in key for key in keys):
         return "detection"
     return "segmentation" if any(BACKBONE in key for key in keys) else "classification"
+
+
+def refuse_backbone(backbone: str | None) -> None:
+    """Raise InputError if a backbone is named, of a classifier."""
+    if backbone is not None:
+        raise InputError(
+            f"backbone {backbone}: only a model of segmentation or detection has one; leave it out"
+        )

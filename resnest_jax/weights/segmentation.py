@@ -8,21 +8,12 @@ import numpy as np
 from resnest_jax.data.label_tables import published_table
 from resnest_jax.errors import InputError
 from resnest_jax.models.deeplab import SegmentationModel
-from resnest_jax.models.zoo import MODELS, create_model
-from resnest_jax.weights.card import read_card, read_model
-from resnest_jax.weights.formats import StateDict, check_no_checkpoint, read_file
-from resnest_jax.weights.network import (
-    Network,
-    Stored,
-    check_described,
-    config_of,
-    existing,
-    read_directory,
-)
-from resnest_jax.weights.pretrained import check_name
+from resnest_jax.weights.backbone import find_backbone
+from resnest_jax.weights.card import Card, read_card
+from resnest_jax.weights.formats import StateDict
+from resnest_jax.weights.network import Authors, Network, read_stored
 from resnest_jax.weights.published import published_dataset
 from resnest_jax.weights.segmenter import BACKBONE, LAST, TORCH_HEADS, count_classes, unwrap
-from resnest_jax.weights.torch_names import from_torch, misfits, torch_entries
 
 
 class Segmenter(Network):
@@ -60,33 +51,7 @@ def load_weights(
       InputError: if the weights do not exist, are damaged, are of another model, or if the backbone
         is not of the zoo and not given.
     """
-    if weights is None or weights == "published":
-        raise InputError(
-            f"weights of {name} cannot be fetched: give the file, such as "
-            "--weights=deeplab_resnest50_ade-2225f09d.pth"
-        )
-    path = existing(weights)
-    if path.is_dir():
-        stored = read_directory(path, "segmentation", name, checkpoint, backbone)
-    else:
-        stored = _read_file(path, name, checkpoint, backbone)
-    return Segmenter(path, *stored).checked()
-
-
-def _read_file(path: Path, name: str | None, checkpoint: str, backbone: str | None) -> Stored:
-    check_no_checkpoint(path, checkpoint)
-    description = read_model(path)
-    card = read_card(path)
-    if description:
-        check_described(path, description, "segmentation", name, backbone)
-    if dataset := published_dataset(path):
-        table = published_table(dataset)
-        card = card._replace(class_names=table.names, palette=table.palette)
-    state_dict = unwrap(read_file(path))
-    description = description or recognise(path, state_dict, backbone)
-    check_name(name, path, description)
-    variables = from_torch(state_dict, create_model(**description))
-    return Stored(config_of("segmentation", description, card), variables, card, None)
+    return Segmenter(*read_stored(AUTHORS, name, weights, checkpoint, backbone)).checked()
 
 
 def recognise(path: Path, state_dict: StateDict, backbone: str | None = None) -> dict[str, Any]:
@@ -106,24 +71,19 @@ def recognise(path: Path, state_dict: StateDict, backbone: str | None = None) ->
         )
     return {
         "name": heads[0],
-        "backbone": backbone or _find_backbone(path, state_dict),
+        "backbone": backbone or find_backbone(path, state_dict, BACKBONE),
         "num_classes": len(np.atleast_1d(state_dict[LAST[heads[0]]])),
         "auxiliary": any(key.startswith(TORCH_HEADS["auxiliary"]) for key in state_dict),
     }
 
 
-def _find_backbone(path: Path, state_dict: StateDict) -> str:
-    arrays = {
-        key.removeprefix(BACKBONE): np.asarray(value)
-        for key, value in state_dict.items()
-        if key.startswith(BACKBONE)
-    }
-    for name in MODELS:
-        model = create_model(name, num_classes=0)
-        wanted = {entry.key for entry in torch_entries(model) if entry.path is not None}
-        if wanted <= arrays.keys() and not misfits(arrays, model):  # the shapes take longer
-            return name
-    raise InputError(
-        f"the backbone of the weights {path} is none of the zoo; one of general form, "
-        "resnest{depth}_fast_{R}s{K}x{D}d, is named with --backbone"
-    )
+def _card(path: Path) -> Card:
+    """Return the card of a file; a published one has the classes of its data set."""
+    card = read_card(path)
+    if dataset := published_dataset(path):
+        table = published_table(dataset)
+        return card._replace(class_names=table.names, palette=table.palette)
+    return card
+
+
+AUTHORS = Authors("segmentation", "deeplab_resnest50_ade-2225f09d.pth", unwrap, recognise, _card)

@@ -1,7 +1,7 @@
 """Export a model with its weights as StableHLO."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.export
@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.backbone import clone_backbone
+from resnest_jax.models.detection.detections import Detections
+from resnest_jax.models.detection.faster_rcnn import FasterRCNN
 from resnest_jax.models.folding import fold
-from resnest_jax.models.inputs import check_rgb, normalize
+from resnest_jax.models.inputs import check_rgb, normalize, normalize_padded
 from resnest_jax.models.layers.platforms import PLATFORMS
 from resnest_jax.weights.torch_names import Network
 
@@ -24,6 +26,9 @@ def export(
     platforms: Sequence[str],
 ) -> jax.export.Exported:
     """Export the folded model as a function of uint8 images (B, H, W, 3), B symbolic.
+
+    That of a detector also takes their ``sizes``, int32 (B, 2), and returns a tuple; see ``detect``
+    of the model.
 
     Args:
       variables: ``{"params", "batch_stats"}``; they become part of the artefact.
@@ -41,13 +46,20 @@ def export(
         model = clone_backbone(model, implementation="auto")  # a run's own may suit only the CPU
     folded, variables = fold(model, variables)
 
-    @jax.jit
     def apply(images: jax.Array) -> Any:
         return folded.apply(variables, normalize(images))
 
+    def detect(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
+        inputs = normalize_padded(images, sizes)
+        found = cast(Detections, folded.apply(variables, inputs, sizes, method="detect"))
+        return tuple(found)  # a reader does not know the class
+
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    return jax.export.export(apply, platforms=platforms)(images)
+    if isinstance(model, FasterRCNN):
+        sizes = jax.ShapeDtypeStruct((batch, 2), jnp.int32)
+        return jax.export.export(jax.jit(detect), platforms=platforms)(images, sizes)
+    return jax.export.export(jax.jit(apply), platforms=platforms)(images)
 
 
 def serialize(
@@ -58,13 +70,13 @@ def serialize(
 ) -> tuple[bytearray, str]:
     """Return the content of a file and a line about it; arguments are those of ``export``."""
     exported = export(model, variables, size, platforms)
-    images, logits = (
-        ", ".join(map(str, array.shape[1:])) for array in (*exported.in_avals, *exported.out_avals)
-    )
-    about = (
-        f"uint8 images (B, {images}) to logits (B, {logits}), for {', '.join(exported.platforms)}"
-    )
-    return exported.serialize(), about
+    inputs, outputs = ("uint8 images",), ("logits",)
+    if isinstance(model, FasterRCNN):
+        inputs, outputs = ("uint8 images", "int32 sizes"), Detections._fields
+    named = zip((*inputs, *outputs), (*exported.in_avals, *exported.out_avals), strict=True)
+    texts = [f"{name} (B, {', '.join(map(str, array.shape[1:]))})" for name, array in named]
+    taken, given = ", ".join(texts[: len(inputs)]), ", ".join(texts[len(inputs) :])
+    return exported.serialize(), f"{taken} to {given}, for {', '.join(exported.platforms)}"
 
 
 def check_platforms(platforms: Sequence[str]) -> None:

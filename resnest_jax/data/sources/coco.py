@@ -4,9 +4,11 @@ import collections
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 from resnest_jax.data.decode import check_listed_size, upright_size
 from resnest_jax.data.sources.coco_boxes import BoxRecords, GroundTruth, ground_truth, make_records
@@ -44,7 +46,12 @@ class BoxDataset(Dataset):
 
 
 def open_coco(
-    name: str, *, train_split: str = "auto", eval_split: str = "auto", max_unreadable: int = 0
+    name: str,
+    *,
+    train_split: str = "auto",
+    eval_split: str = "auto",
+    max_unreadable: int = 0,
+    training: bool = True,
 ) -> BoxDataset:
     """Open images with boxes, and check the annotation files, the images and some of their sizes.
 
@@ -62,6 +69,8 @@ def open_coco(
         ``test``. If both are ``auto`` and there is only one annotation file, every fifth image is
         held out.
       max_unreadable: largest number of images of a split that may be missing.
+      training: False: leave the training records empty. There may be no training split then; the
+        classes are those of the evaluation split.
 
     Raises:
       InputError: if the layout is another, a file is not in COCO's form, images are missing or of
@@ -73,16 +82,16 @@ def open_coco(
         raise InputError(f"dataset {name!r}: expected {KIND}:PATH; {_LAYOUT}")
     root = local_path(f"dataset {KIND}:PATH", path)
     notes: list[str] = []
-    splits, (train, held_out) = _read_splits(root, train_split, eval_split, notes)
+    splits, (train, held_out) = _read_splits(root, train_split, eval_split, training, notes)
     names = _class_names(train, held_out, notes)
     labels = {category: label for label, category in enumerate(names)}
-    paths = [
-        _find_images(root, split, file, max_unreadable, notes)
-        for split, file in zip(splits, (train, held_out), strict=True)
-    ]
-    train_records = make_records(train, paths[0], labels, notes, training=True)
-    eval_records = make_records(held_out, paths[1], labels, notes, training=False)
-    if both := len({*paths[0].values()} & {*paths[1].values()}):
+    train_paths, train_records = {}, BoxRecords([], np.zeros((0, 2), np.int32), [])
+    if training:
+        train_paths = _find_images(root, splits[0], train, max_unreadable, notes)
+        train_records = make_records(train, train_paths, labels, notes, training=True)
+    paths = _find_images(root, splits[1], held_out, max_unreadable, notes)
+    eval_records = make_records(held_out, paths, labels, notes, training=False)
+    if both := len({*train_paths.values()} & {*paths.values()}):
         notes.append(
             f"{root}: {both} of the {len(eval_records)} evaluation images are also in the training "
             "split: the scores will be too high"
@@ -92,23 +101,23 @@ def open_coco(
         eval=eval_records,
         class_names=tuple(names.values()),
         notes=tuple(notes),
-        truth=ground_truth(held_out, [*paths[1]], tuple(names)),
+        truth=ground_truth(held_out, [*paths], tuple(names)),
     )
 
 
 def _read_splits(
-    root: Path, train_split: str, eval_split: str, notes: list[str]
+    root: Path, train_split: str, eval_split: str, training: bool, notes: list[str]
 ) -> tuple[list[str], list[CocoFile]]:
-    """Return the names and the annotations of the two splits."""
+    """Return the names and the annotations of the two splits, without training maybe the same."""
     available = _annotation_files(root)
     if train_split == eval_split == "auto" and len([*itertools.chain(*available.values())]) == 1:
         [(name, [path])] = available.items()
         notes.append(f"{path} is the only annotation file: every fifth image is for evaluation")
         return [name, name], [*hold_out(read_coco(path))]
-    names = [
-        _find_name(root, available, field, split)
-        for field, split in (("train_split", train_split), ("eval_split", eval_split))
-    ]
+    held_out = _find_name(root, available, "eval_split", eval_split)
+    if not training and _find_split(available, "train_split", train_split) is None:
+        return [held_out] * 2, [read_coco(available[held_out][0])] * 2
+    names = [_find_name(root, available, "train_split", train_split), held_out]
     return names, [read_coco(available[name][0]) for name in names]
 
 
@@ -127,7 +136,7 @@ def _annotation_files(root: Path) -> dict[str, list[Path]]:
 
 def _find_name(root: Path, available: dict[str, list[Path]], field: str, split: str) -> str:
     """Return the name of a split, the named or the first usual one."""
-    found = find_split([*available], _AUTO[field] if split == "auto" else (split,))
+    found = _find_split(available, field, split)
     if found is None:
         has = f"has annotation files of {sorted(available)}" if available else "has none"
         raise InputError(f"{field} {split!r}: {root} {has}; {_LAYOUT}")
@@ -135,6 +144,10 @@ def _find_name(root: Path, available: dict[str, list[Path]], field: str, split: 
         files = " and ".join(map(str, available[found]))
         raise InputError(f"{field} {found!r}: there are {files}; remove or rename one")
     return found
+
+
+def _find_split(available: Mapping[str, list[Path]], field: str, split: str) -> str | None:
+    return find_split([*available], _AUTO[field] if split == "auto" else (split,))
 
 
 def _class_names(train: CocoFile, held_out: CocoFile, notes: list[str]) -> dict[int, str]:

@@ -6,8 +6,7 @@ import numpy as np
 
 from resnest_jax.data.geometry import Size, short_side
 from resnest_jax.errors import InputError
-
-MULTIPLE = 32  # of the sides: the largest stride of the networks
+from resnest_jax.models.inputs import MULTIPLE, padded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +101,8 @@ def check_canvas(canvas: object) -> None:
 def _smallest(sizes: np.ndarray, short: int, longest: int) -> Size:
     distinct = np.unique(sizes, axis=0).tolist()
     resized = [short_side((height, width), short, longest) for height, width in distinct]
-    height, width = (-(-max(sides) // MULTIPLE) * MULTIPLE for sides in zip(*resized, strict=True))
-    return height, width
+    height, width = map(max, zip(*resized, strict=True))
+    return padded((height, width))
 
 
 def _holds(canvas: Size, size: Size) -> bool:

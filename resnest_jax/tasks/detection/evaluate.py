@@ -1,5 +1,6 @@
-"""Evaluate a run of detection on any images with boxes, by COCO's figures."""
+"""Evaluate a detector on any images with boxes, by COCO's figures."""
 
+from functools import partial
 from typing import Any
 
 from resnest_jax.tasks import evaluation
@@ -20,9 +21,9 @@ def run(detector: Detector, options: Options | None = None) -> dict[str, Any]:
         the model.
     """
     options = options or Options()
-    loading.check_data(detector.config)
+    loading.check_evaluation(detector.config)
     config, dataset = evaluation.open_evaluated(
-        detector, options, recipe.open_dataset, recipe.DATASETS
+        detector, options, partial(recipe.open_dataset, training=False), recipe.DATASETS
     )
     metric = CocoAP(dataset.truth)
     loader = evaluation.loader_of(detector, config, options.batch_size)

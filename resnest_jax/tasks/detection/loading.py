@@ -15,13 +15,16 @@ from resnest_jax.tasks.detection.transforms import EvalTransform, TrainTransform
 
 
 def check_data(config: ConfigDict) -> None:
-    """Raise InputError for a key of ``data`` or ``evaluation`` that is out of range.
+    """Raise InputError for a key of ``data`` or ``evaluation`` that is out of range."""
+    data = config.data
+    check_sizes(data.short_sides, data.short_side_sampling, data.long_side)
+    check_evaluation(config)
 
-    The evaluation needs pycocotools.
-    """
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Raise InputError for a key of the evaluation that is out of range; it needs pycocotools."""
     import_package("pycocotools", "resnest_jax[detection]")
     data, short = config.data, config.evaluation.short_side
-    check_sizes(data.short_sides, data.short_side_sampling, data.long_side)
     for canvas in data.canvases:
         check_canvas(canvas)
     if data.max_objects < 1:
@@ -32,14 +35,18 @@ def check_data(config: ConfigDict) -> None:
         )
 
 
-def open_boxes(config: ConfigDict) -> BoxDataset:
-    """Open the data set that the config names; say how many images have too many objects."""
+def open_boxes(config: ConfigDict, *, training: bool = True) -> BoxDataset:
+    """Open the data set that the config names, maybe without its training records.
+
+    Its notes say how many training images have too many objects.
+    """
     built_in = config.dataset == scenes.NAME
     dataset = open_coco(
         f"{KIND}:{scenes.folder_with_boxes()}" if built_in else config.dataset,
         train_split=config.train_split,
         eval_split=config.eval_split,
         max_unreadable=config.loader.max_unreadable,
+        training=training,
     )
     counts, most = dataset.train.counts, config.data.max_objects
     if crowded := int(np.sum(counts > most)):
