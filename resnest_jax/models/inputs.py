@@ -19,6 +19,11 @@ STATISTICS = {
     4: (np.append(MEAN, np.float32(255)), np.append(STD, STD.mean())),
 }
 
+# Of the RGB images that the authors' detectors take: not quite the values above.
+DETECTION = tuple(
+    np.array(values, np.float32) for values in ((123.68, 116.779, 103.939), (58.393, 57.12, 57.375))
+)
+
 MULTIPLE = 32  # of the sides of padded images: the largest stride of the backbones
 
 
@@ -27,12 +32,11 @@ def normalize(images: jax.Array) -> jax.Array:
 
     C is 1 for grey, 3 for RGB, 4 for RGBA.
     """
-    mean, std = STATISTICS[images.shape[-1]]
-    return (images.astype(jnp.float32) - mean[None, None, None]) / std[None, None, None]
+    return _normalize(images, STATISTICS[images.shape[-1]])
 
 
 def normalize_padded(images: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Normalize images (B, H, W, C) that are padded at the right and at the bottom, float32.
+    """Normalize RGB images (B, H, W, 3) of detection, padded right and below, to float32.
 
     The padding becomes 0, as in detectron2. ``sizes`` (B, 2) are heights and widths without it.
     """
@@ -40,7 +44,12 @@ def normalize_padded(images: jax.Array, sizes: jax.Array) -> jax.Array:
         jnp.arange(images.shape[1 + axis])[None] < sizes[:, axis, None] for axis in (0, 1)
     )
     inside = rows[:, :, None, None] & columns[:, None, :, None]
-    return jnp.where(inside, normalize(images), 0.0)
+    return jnp.where(inside, _normalize(images, DETECTION), 0.0)
+
+
+def _normalize(images: jax.Array, statistics: tuple[np.ndarray, ...]) -> jax.Array:
+    mean, std = statistics
+    return (images.astype(jnp.float32) - mean[None, None, None]) / std[None, None, None]
 
 
 def padded(size: tuple[int, int]) -> tuple[int, int]:
