@@ -147,7 +147,7 @@ def test_images_are_normalized_as_the_authors_do_and_padded_with_zeros():
     inside = np.zeros((2, 4, 6), bool)
     inside[0, :2], inside[1, :, :3] = True, True
     expected = [(255 - 123.68) / 58.393, (255 - 116.779) / 57.12, (255 - 103.939) / 57.375]
-    np.testing.assert_allclose(found[inside], np.tile(expected, (21, 1)), rtol=1e-6)
+    np.testing.assert_allclose(found[inside], np.tile(expected, (24, 1)), rtol=1e-6)
     assert not found[~inside].any()
 
 
