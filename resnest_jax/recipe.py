@@ -93,9 +93,20 @@ def _check(config: ConfigDict, datasets: str) -> None:
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluation.batch_size", config.evaluation.batch_size),
         ("patience", config.patience),
+        ("recompute_batch_norm", config.recompute_batch_norm),
     ):
         if value < 0:
             raise InputError(f"{field} must not be negative; got {value}")
+    if config.recompute_batch_norm and config.model.norm != "batch":
+        raise InputError(
+            f"recompute_batch_norm {config.recompute_batch_norm} needs model.norm 'batch'; got "
+            f"{config.model.norm!r}"
+        )
+    if config.recompute_batch_norm and config.patience:
+        raise InputError(
+            f"recompute_batch_norm {config.recompute_batch_norm} comes after the last step, but "
+            f"patience {config.patience} may end the run before it; use one of them"
+        )
 
 
 def in_steps(name: str, epochs: float, steps: int, steps_per_epoch: float) -> int:
@@ -132,6 +143,7 @@ def _options(
         shard_optimizer=config.parallel.shard_optimizer,
         norm_groups=norm_groups,
         freeze="|".join(filter(None, (config.optimizer.freeze, freeze))),
+        recompute_batch_norm=config.recompute_batch_norm,
     )
 
 

@@ -157,8 +157,8 @@ def make_run(tracker=None, **options) -> Run:
         batch_size=BATCH,
         log_every=2,
         eval_every=6,
-        **options,
-    )
+        recompute_batch_norm=3,
+    )._replace(**options)
     return Run(PixelTask(), PixelBatches(), optimizer, schedule, chosen, tracker=tracker)
 
 

@@ -25,7 +25,7 @@ RENAMED = {"model.expression": "model.implementation"}
 FREE_SECTIONS = ("loader", "checkpoint", "log_every_steps", "tracker")
 # What may change too when a run goes back to a checkpoint that is named.
 CHANGEABLE = ("optimizer", "loss", "augment", "data", "mix", "epochs", "steps", "evaluation")
-CHANGEABLE += ("eval_every_epochs", "eval_every_steps", "patience")
+CHANGEABLE += ("eval_every_epochs", "eval_every_steps", "patience", "recompute_batch_norm")
 
 _TYPES = {
     bool: "True or False",

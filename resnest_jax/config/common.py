@@ -28,6 +28,9 @@ def common_keys() -> dict[str, Any]:
         "eval_every_steps": 0,
         # End after this many evaluations in a row without a better headline metric; 0: never.
         "patience": 0,
+        # After the last step the statistics of batch norms become averages over this many training
+        # batches; 0: they stay moving averages.
+        "recompute_batch_norm": 0,
         # weights: "none", "published" (fetched by the model's name) or a path; checkpoint of a run:
         # "last", "best" or a step; train: "all" or "head".
         "pretrained": {"weights": "none", "checkpoint": "last", "train": "all"},

@@ -21,6 +21,7 @@ from resnest_jax.training.patience import Patience
 from resnest_jax.training.resume import lines_of_old_run, warn_of_devices
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState, abstract_state, initial_state
+from resnest_jax.training.statistics import recompute_statistics
 from resnest_jax.training.step import jit_train_step
 from resnest_jax.training.window import Window
 
@@ -67,6 +68,9 @@ def fit(run: Run, checkpoints: Checkpoints, workdir: Path) -> dict:
                 window.check_statistics(step, state.batch_stats)
                 _log(step, window, writer, console)
                 checkpoints.check()
+            if step == options.total_steps and options.recompute_batch_norm:
+                state = recompute_statistics(run, state, stream)
+                window.check_statistics(step, state.variables["batch_stats"])
             results = None
             if ends:
                 results = evaluate(state)

@@ -24,6 +24,8 @@ class TrainOptions(NamedTuple):
       shard_optimizer: shard the optimiser's state over the devices.
       norm_groups: parts of a batch, each with its own batch statistics.
       freeze: regex of the paths of parameters that are not trained; empty: none.
+      recompute_batch_norm: training batches over which the statistics of batch norms are averaged
+        after the last step; 0: they stay moving averages.
     """
 
     seed: int
@@ -39,6 +41,7 @@ class TrainOptions(NamedTuple):
     shard_optimizer: bool = False
     norm_groups: int = 1
     freeze: str = ""
+    recompute_batch_norm: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

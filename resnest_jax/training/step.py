@@ -73,22 +73,35 @@ def _gradients(
         out, grads = gradient(trained, state.batch_stats, batch, rng)
         return out, fill(grads)
 
-    def add(carry: tuple, part: tuple[jax.Array, Batch]) -> tuple[tuple, Metrics]:
+    def add(carry: tuple, part: Batch, rng: jax.Array) -> tuple[tuple, Metrics]:
         batch_stats, total, grads = carry
-        index, images = part
-        rng_part = jax.random.fold_in(rng, index)
-        (loss, aux), new = gradient(trained, batch_stats, images, rng_part)
+        (loss, aux), new = gradient(trained, batch_stats, part, rng)
         return (aux.batch_stats, total + loss, jax.tree.map(jnp.add, grads, new)), aux.metrics
 
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    parts = jnp.arange(accumulate), split_batch(batch, accumulate, run.mesh.size)
-    # XLA:CPU runs convolutions in a loop far more slowly than outside a loop.
-    unroll = jax.default_backend() == "cpu"
-    start = (state.batch_stats, jnp.zeros(()), zeros)
-    (batch_stats, total, grads), metrics = jax.lax.scan(add, start, parts, unroll=unroll)
+    start = (state.batch_stats, jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    (batch_stats, total, grads), metrics = scan_parts(run, add, start, batch, rng)
     grads = jax.tree.map(lambda g: g / accumulate, grads)
     aux = Aux(batch_stats, jax.tree.map(lambda x: x.mean(0), metrics))
     return (total / accumulate, aux), fill(grads)
+
+
+def scan_parts(
+    run: Run,
+    add: Callable[[PyTree, Batch, jax.Array], tuple[PyTree, PyTree]],
+    start: PyTree,
+    batch: Batch,
+    rng: jax.Array,
+) -> tuple[PyTree, PyTree]:
+    """Scan ``add(carry, part, rng) -> carry, out`` over the accumulated parts of a batch."""
+    count = run.options.accumulate
+
+    def add_part(carry: PyTree, indexed: tuple[jax.Array, Batch]) -> tuple[PyTree, PyTree]:
+        index, part = indexed
+        return add(carry, part, jax.random.fold_in(rng, index))
+
+    parts = jnp.arange(count), split_batch(batch, count, run.mesh.size)
+    # XLA:CPU runs convolutions in a loop far more slowly than outside a loop.
+    return jax.lax.scan(add_part, start, parts, unroll=jax.default_backend() == "cpu")
 
 
 def _split_frozen(params: PyTree, freeze: str) -> tuple[PyTree, Callable, Callable]:

@@ -12,12 +12,14 @@ HostBatch = dict[str, np.ndarray]  # the part of this process; in evaluation wit
 Metrics = dict[str, jax.Array]
 Variables = Mapping[str, PyTree]  # {"params", "batch_stats"}
 
+KEPT = 0.9  # part of the running statistics that every batch norm keeps in a step
+
 
 class Aux(NamedTuple):
     """Further results of a loss.
 
     Attributes:
-      batch_stats: the new running statistics.
+      batch_stats: the new running statistics: ``KEPT`` of the old ones, the rest is the batch's.
       metrics: scalars to log in addition to ``loss`` and ``grad_norm``.
     """
 
