@@ -95,8 +95,8 @@ def _describe(run: Run, config: ConfigDict, workdir: Path) -> None:
 
 def parameter_table(run: Run) -> str:
     """Return a table of the name, shape and size of every parameter."""
-    variables = jax.eval_shape(run.task.init, jax.random.key(0))
-    return parameter_overview.get_parameter_overview(variables["params"], include_stats=False)
+    params = run.abstract_variables["params"]
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def open_checkpoints(run: Run, config: ConfigDict, workdir: Path) -> Checkpoints:

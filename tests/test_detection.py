@@ -10,6 +10,7 @@ import commands
 import detection_data as data
 import helpers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,15 +18,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import resnest_jax
-from resnest_jax import recipe, runs
-from resnest_jax.dry_run import compile_step
+from experiments.scaling import collectives
+from resnest_jax import dry_run, recipe, runs
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize_padded
 from resnest_jax.tasks.detection import evaluate, predict
 from resnest_jax.tasks.detection.draw import draw_batch
 from resnest_jax.tasks.detection.metrics import FIGURES
+from resnest_jax.training import loop
+from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.training.optimizer import trainable
+from resnest_jax.training.step import jit_train_step
 from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.detection import load_weights
 from resnest_jax.weights.recognition import find_task
@@ -41,6 +45,29 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("boxes")
     data.write_coco(root, train=24)
     return root
+
+
+def first_of(make):
+    """Return a function that returns the first result of ``make`` at every call."""
+    made = []
+
+    def first(run):
+        if not made:
+            made.append(make(run))
+        return made[0]
+
+    return first
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    """Equal runs share the compiled step and evaluation: tracing them takes most of the time."""
+    step = first_of(jit_train_step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "jit_train_step", step)
+        patch.setattr(dry_run, "jit_train_step", step)
+        patch.setattr(loop, "make_evaluate", first_of(make_evaluate))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +196,7 @@ def test_recipes_of_coco(name, root):
     assert (model.rpn_samples, model.roi_samples, model.detections) == (256, 512, 100)
     assert (model.train_candidates, model.test_candidates) == (2000, 1000)
     if name == "faster_rcnn_resnest50":
-        params = jax.eval_shape(run.task.init, jax.random.key(0))["params"]
+        params = run.abstract_variables["params"]
         trained = trainable(params, run.options.freeze)
         leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trained), strict=True)
         frozen = [leaf.size for leaf, is_trained in leaves if not is_trained]
@@ -179,13 +206,18 @@ def test_recipes_of_coco(name, root):
 def test_what_decays_is_what_the_authors_decay(root):
     """All but scale and bias of norms."""
     decay = re.compile(helpers.load_config("detect").optimizer.decay)
-    task = recipe.build(data.tiny_config(root)).task
-    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    params = recipe.build(data.tiny_config(root)).abstract_variables["params"]
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         module = name.split("/")[-2]
         is_norm = "bn" in module
         assert bool(decay.search(name)) != is_norm, name
+
+
+def test_new_variables_are_those_of_detection(root):
+    run = recipe.build(data.tiny_config(root))
+    images = jnp.zeros((1, 64, 64, 3))
+    assert run.abstract_variables == jax.eval_shape(run.task.model.init, jax.random.key(0), images)
 
 
 def test_a_run_as_initial_weights(whole, root, tmp_path, capsys):
@@ -197,17 +229,28 @@ def test_a_run_as_initial_weights(whole, root, tmp_path, capsys):
 
 
 def test_devices_exchange_no_feature_map(root):
-    """The step of the largest canvas, as a dry run compiles it: only scores are gathered."""
-    run = recipe.build(data.tiny_config(root, data__canvases=((64, 64), (32, 64))))
-    shapes = {spec["image"].shape for spec in run.batches.train_specs()}
-    assert shapes == {(8, 64, 64, 3), (8, 32, 64, 3)}
-    program = compile_step(run)[0].as_text()
-    assert "u8[1,64,64,3]" in program
-    moved = re.findall(
-        r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)", program
+    """Scores of anchors are gathered; gradients and batch statistics are summed."""
+    run = recipe.build(data.tiny_config(root))
+    program = dry_run.compile_step(run)[0].as_text()
+    assert "u8[1,32,64,3]" in program  # eight devices have an image each
+    exchanged = re.findall(
+        r"= (\(.*?\)|\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", program
     )
-    assert moved
-    assert all(len(shape.split(",")) <= 2 for shape in moved)
+    shapes = [shape.split(",") for shape in re.findall(r"\[([\d,]+)\]", " ".join(exchanged))]
+    assert shapes
+    assert all(len(shape) <= 2 for shape in shapes), shapes
+    summed = sum(size for kind, size in collectives(program) if kind == "all-reduce")
+    params, statistics = (
+        sum(4 * leaf.size for leaf in jax.tree.leaves(run.abstract_variables[name]))
+        for name in ("params", "batch_stats")
+    )
+    assert params <= summed <= params + 6 * statistics  # of which the backward pass has sums too
+
+
+def test_a_dry_run_compiles_the_largest_canvas(root):
+    run = recipe.build(data.tiny_config(root, data__canvases=((32, 64), (64, 64))))
+    assert len(run.batches.train_specs()) == 2
+    assert dry_run.abstract_batch(run)["image"].shape == (8, 64, 64, 3)
 
 
 def test_preview_of_boxes(root, tmp_path):

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -68,3 +70,8 @@ class Run:
     notes: tuple[str, ...] = ()
     tracker: Callable[[Path], Tracker] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
+
+    @cached_property
+    def abstract_variables(self) -> Variables:
+        """Shapes and dtypes of the task's variables; tracing a model for them takes seconds."""
+        return jax.eval_shape(self.task.init, jax.random.key(0))

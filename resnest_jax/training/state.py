@@ -1,6 +1,6 @@
 """The state of a run: its content, its sharding and its start."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -69,7 +69,7 @@ def state_sharding(state: TrainState, mesh: Mesh, *, shard_optimizer: bool) -> A
 
 def abstract_state(run: Run) -> TrainState:
     """Return shapes, dtypes and shardings of the state."""
-    state = jax.eval_shape(_create(run), jax.random.key(0))
+    state = jax.eval_shape(partial(_create, run), run.abstract_variables)
     shardings = state_sharding(state, run.mesh, shard_optimizer=run.options.shard_optimizer)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -88,18 +88,14 @@ def initial_state(run: Run) -> TrainState:
     # Steps fold in 0, 1, ...; the last number is free.
     rng = jax.random.fold_in(jax.random.key(run.options.seed), 2**31 - 1)
     if run.pretrained is None:
-        return jax.jit(_create(run), out_shardings=shardings)(rng)
+        create = jax.jit(lambda rng: _create(run, run.task.init(rng)), out_shardings=shardings)
+        return create(rng)
     variables = complete_variables(run, run.pretrained(), rng)
-
-    def create(variables: Variables) -> TrainState:
-        return create_state(variables, run.optimizer, ema=run.options.ema_decay > 0)
-
-    return jax.jit(create, out_shardings=shardings)(variables)
+    return jax.jit(partial(_create, run), out_shardings=shardings)(variables)
 
 
-def _create(run: Run) -> Callable[[jax.Array], TrainState]:
-    ema = run.options.ema_decay > 0
-    return lambda rng: create_state(run.task.init(rng), run.optimizer, ema=ema)
+def _create(run: Run, variables: Variables) -> TrainState:
+    return create_state(variables, run.optimizer, ema=run.options.ema_decay > 0)
 
 
 def complete_variables(run: Run, loaded: Variables, rng: jax.Array) -> Variables:
@@ -109,7 +105,7 @@ def complete_variables(run: Run, loaded: Variables, rng: jax.Array) -> Variables
       InputError: if names are missing or unknown, or a shape differs.
     """
     found: dict[tuple[str, ...], Any] = flatten_dict(dict(loaded))
-    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.eval_shape(run.task.init, rng)))
+    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(run.abstract_variables))
     new = {path for path in wanted if path[1] in run.new_modules}
     problems = {
         "missing": wanted.keys() - found.keys() - new,

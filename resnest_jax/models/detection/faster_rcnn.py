@@ -167,6 +167,13 @@ class FasterRCNN(nn.Module):
             "loss_box_reg": box_box,
         }
 
+    def call_modules(self, images: jax.Array) -> None:
+        """Call every module: ``init`` with this method is as with ``detect``, in less time."""
+        pyramid = self.pyramid(images)
+        self.rpn(pyramid["p2"])
+        pooled = jnp.zeros((1, POOLED, POOLED, self.features), images.dtype)
+        self.box_predictor(self.box_head(pooled))
+
     def pyramid(
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
     ) -> dict[str, jax.Array]:

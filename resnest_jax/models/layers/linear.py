@@ -6,7 +6,7 @@ that ends in ``tangent_of`` has both, and compiles to the same program.
 """
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ def _call(*args: jax.Array, function: Callable, transpose: Callable) -> jax.Arra
 
 
 @_linear.def_abstract_eval
+@lru_cache(maxsize=32)  # of the same types again for the tangent and for the transpose
 def _type(*types: Any, function: Callable, transpose: Callable) -> Any:
     return jax.make_jaxpr(function)(*types).out_avals[0]
 

@@ -41,7 +41,8 @@ class Detection:
 
     def init(self, rng: jax.Array) -> Variables:
         """Return newly initialised variables of the model."""
-        return self.model.init(rng, jnp.zeros((1, INIT_SIZE, INIT_SIZE, 3)))
+        images = jnp.zeros((1, INIT_SIZE, INIT_SIZE, 3))
+        return self.model.init(rng, images, method="call_modules")
 
     def loss(
         self, variables: Variables, batch: Batch, rng: jax.Array, progress: jax.Array | float
