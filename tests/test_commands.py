@@ -7,12 +7,12 @@ import os
 import random
 import subprocess
 import sys
-import time
 
 import commands
 import cv2
 import helpers
 import numpy as np
+import processes
 import pytest
 from commands import assert_one_line, environment
 
@@ -160,53 +160,18 @@ def test_folder_of_images_trains(tmp_path):
     assert summary["step"] == 3
 
 
-def killed_run(workdir, kills, seed):
-    """Start a run and kill -9 it shortly after its first line of progress; then finish it."""
-    rng = random.Random(seed)
-    command = [sys.executable, "-m", "resnest_jax.train", *QUICK, f"--workdir={workdir}"]
-    for _ in range(kills):
-        process = subprocess.Popen(
-            command, cwd=helpers.ROOT, env=environment(), stdout=subprocess.PIPE, text=True
-        )
-        for line in process.stdout:
-            if line.startswith("step"):
-                time.sleep(rng.uniform(0, 1.5))
-                break
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    result = subprocess.run(command, cwd=helpers.ROOT, env=environment(), capture_output=True)
-    assert result.returncode == 0, result.stderr
-
-
 @pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_killed_run_is_the_same(kills, tmp_path):
+    """Killed at random moments after its first line of progress."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run("train", *QUICK, f"--workdir={whole}").returncode == 0
-    killed_run(killed, kills, seed=kills)
-    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    summaries = [json.loads((d / "summary.json").read_text()) for d in (whole, killed)]
-    assert summaries[0] | {"seconds": 0} == summaries[1] | {"seconds": 0}
-    states = [stored_arrays(directory) for directory in (whole, killed)]
-    assert states[0].keys() == states[1].keys()
-    assert len(states[0]) > 200
-    for name, array in states[0].items():
-        np.testing.assert_array_equal(array, states[1][name], err_msg=name)
-
-
-def stored_arrays(workdir):
-    """Return each array of the last checkpoint by name."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    folder = workdir / "checkpoints" / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(folder).item_metadata.tree
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        tree = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    args, rng = [*QUICK, f"--workdir={killed}"], random.Random(kills)
+    for _ in range(kills):
+        processes.kill_run(args, devices=2, seconds=rng.uniform(0, 1.5))
+    result = run("train", *args)
+    assert result.returncode == 0, result.stderr
+    processes.assert_same_run(killed, whole)
+    assert len(processes.stored_arrays(whole)) > 200
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):

@@ -1,32 +1,48 @@
-"""Detection in two processes of two devices is that in one process of four."""
+"""Detection in two processes of two devices is that in one process of four; a killed run."""
 
 import json
 
 import detection_data
 import pytest
-from processes import figures, run, write_config
+from processes import assert_same_run, figures, kill_run, run, write_config
 
 from resnest_jax.training.metric_writer import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The arguments of a run of two canvases, and its folder."""
+    folder = tmp_path_factory.mktemp("detection")
+    detection_data.write_coco(folder / "data", train=24)
+    values = {"steps": 12, "eval_every_steps": 4, "recompute_batch_norm": 2}
+    write_config(folder / "config.py", detection_data.tiny_config(folder / "data", **values))
+    flag = f"--config={folder / 'config.py'}"
+    run(1, "train", flag, f"--workdir={folder / 'whole'}")
+    return flag, folder / "whole"
+
+
+def test_killed_and_resumed_it_is_the_same(whole, tmp_path):
+    """Bit for bit."""
+    args = [whole[0], f"--workdir={tmp_path / 'run'}"]
+    kill_run(args, devices=4, line="step 9/")
+    assert "resuming after step" in run(1, "train", *args)
+    assert_same_run(tmp_path / "run", whole[1])
+
+
+def test_two_processes_equal_one(whole, tmp_path):
     """In the first steps, and in the evaluation of a checkpoint, of five images."""
-    detection_data.write_coco(tmp_path / "data", train=24)
-    config = detection_data.tiny_config(tmp_path / "data")
-    file = tmp_path / "config.py"
-    write_config(file, config)
-    for count in (1, 2):
-        run(count, "train", f"--config={file}", f"--workdir={tmp_path / str(count)}")
-    one, two = (read_metrics(tmp_path / str(count)) for count in (1, 2))
+    flag, workdir = whole
+    run(2, "train", flag, f"--workdir={tmp_path / 'run'}")
+    one, two = read_metrics(workdir), read_metrics(tmp_path / "run")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for before, after in zip(one[:2], two[:2], strict=True):  # training amplifies rounding
         for name in ("loss", "loss_rpn_cls", "loss_box_reg", "grad_norm"):
             assert after[name] == pytest.approx(before[name], rel=1e-3), name
     outputs = [tmp_path / f"evaluation {count}" for count in (1, 2)]
     first, second = (
-        figures(run(count, "evaluate", f"--workdir={tmp_path / '1'}", f"--output={output}"))
+        figures(run(count, "evaluate", f"--workdir={workdir}", f"--output={output}"))
         for count, output in zip((1, 2), outputs, strict=True)
     )
     assert second == pytest.approx(first, abs=1e-6)

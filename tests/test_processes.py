@@ -11,7 +11,8 @@ import helpers
 import numpy as np
 import pytest
 from commands import environment
-from test_commands import QUICK, run, stored_arrays
+from processes import assert_same_run
+from test_commands import QUICK, run
 
 # With statistics per device a step has one collective, not one per norm.
 FLAGS = [*QUICK, "--config.parallel.batch_norm=device"]
@@ -63,14 +64,6 @@ def whole_pair(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("pair") / "run"
     assert finish(start_pair(workdir)) == [0, 0]
     return workdir
-
-
-def assert_same_run(actual, expected):
-    assert (actual / "metrics.jsonl").read_bytes() == (expected / "metrics.jsonl").read_bytes()
-    arrays, wanted = stored_arrays(actual), stored_arrays(expected)
-    assert arrays.keys() == wanted.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
 
 
 def test_two_processes_equal_one(whole_pair, tmp_path):
