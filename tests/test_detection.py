@@ -247,7 +247,16 @@ def test_devices_exchange_no_feature_map(root):
     assert params <= summed <= params + 6 * statistics  # of which the backward pass has sums too
 
 
-def test_a_dry_run_compiles_the_largest_canvas(root):
+def test_dry_run_tells_data_steps_memory_and_rate(root, tmp_path):
+    report = dry_run.dry_run(data.tiny_config(root), tmp_path / "run")
+    assert [report[key] for key in ("train_images", "eval_images", "classes")] == [24, 5, 3]
+    assert (report["steps"], report["steps_per_epoch"]) == (6, 3)
+    assert report["needed_gib"] < report["available_gib"]
+    assert report["input_images_per_second"] > 0
+    assert report["step_images_per_second"] > 0
+
+
+def test_dry_run_compiles_the_largest_canvas(root):
     run = recipe.build(data.tiny_config(root, data__canvases=((32, 64), (64, 64))))
     assert len(run.batches.train_specs()) == 2
     assert dry_run.abstract_batch(run)["image"].shape == (8, 64, 64, 3)
