@@ -8,13 +8,16 @@
     python -m experiments.benchmark --task=segmentation --image_size=321 --batch_size=2
         DeepLabV3 on the model; also with --train, --layers, --profile, or --multi_scale: the
         evaluation of one image in windows of this size, at six scales and mirrored
+    python -m experiments.benchmark --task=detection --image_size=320 --batch_size=2
+        Faster R-CNN on photos with this shorter side; also with --train, --layers, --profile, or
+        --parts: the time of each part
 
 The programs take turns, so that other load on the machine affects all of them. A row has the median
 over the rounds, the quartiles, and the ratios to the first program and to eager PyTorch, computed
 per round. Weights, batch norm statistics and images are random. Compilation is timed separately,
 without and with the cache. PyTorch runs in its own process, which waits between its turns. Its rows
-need torch, timm and a model that timm has, those of ONNX Runtime, for inference, the extra ``onnx``
-and onnxruntime; the picture needs matplotlib. Else they are skipped.
+need torch, timm, for detection torchvision, and a model that timm has, those of ONNX Runtime, for
+inference, the extra ``onnx`` and onnxruntime; the picture needs matplotlib. Else they are skipped.
 """
 
 import os
@@ -26,6 +29,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments.benchmark import (
+    detection,
+    detection_parts,
     layers,
     onnx_runtime,
     ours,
@@ -47,12 +52,16 @@ MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.", flag_val
 TASK = flags.DEFINE_enum(
     "task",
     "classification",
-    ["classification", "segmentation"],
-    "The model itself, or DeepLabV3 on it.",
+    ["classification", "segmentation", "detection"],
+    "The model itself, or DeepLabV3 or Faster R-CNN on it.",
     flag_values=FLAGS,
 )
 IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 224, "Side of the images.", lower_bound=32, flag_values=FLAGS
+    "image_size",
+    224,
+    "Side of the images, the shorter one of photos.",
+    lower_bound=32,
+    flag_values=FLAGS,
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 8, "Images per call; 1 for latency.", lower_bound=1, flag_values=FLAGS
@@ -76,6 +85,7 @@ LAYERS = flags.DEFINE_bool(
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a trace; print time by kind of operation.", flag_values=FLAGS
 )
+PARTS = flags.DEFINE_bool("parts", False, "Time each part of a detector.", flag_values=FLAGS)
 ZOO = flags.DEFINE_bool(
     "zoo", False, "Time the models with a published accuracy.", flag_values=FLAGS
 )
@@ -96,14 +106,15 @@ def main(_: list[str]) -> None:
 
 def _check_kinds() -> None:
     """Raise InputError for flags that exclude each other."""
-    kinds = [f"--{flag.name}" for flag in (ZOO, LAYERS, PROFILE) if flag.value]
+    kinds = [f"--{flag.name}" for flag in (ZOO, LAYERS, PROFILE, PARTS) if flag.value]
     kinds += ["--train"] if TRAIN.value and (ZOO.value or MULTI_SCALE.value) else []
     kinds += ["--multi_scale"] if MULTI_SCALE.value else []
     if len(kinds) > 1:
         raise InputError(f"{' and '.join(kinds)} are different measurements; give one of them")
-    wrong = MULTI_SCALE if TASK.value == "classification" else ZOO
-    if wrong.value:
-        raise InputError(f"--{wrong.name} is no measurement of --task={TASK.value}")
+    owners = {"classification": ZOO, "segmentation": MULTI_SCALE, "detection": PARTS}
+    for task, flag in owners.items():
+        if flag.value and task != TASK.value:
+            raise InputError(f"--{flag.name} is no measurement of --task={TASK.value}")
 
 
 def _out() -> Path | None:
@@ -117,15 +128,17 @@ def _out() -> Path | None:
 
 
 def _benchmark(out: Path | None) -> None:
-    shape = (BATCH_SIZE.value, IMAGE_SIZE.value, IMAGE_SIZE.value, 3)
+    side = IMAGE_SIZE.value
+    canvas = detection.canvas(side) if TASK.value == "detection" else (side, side)
+    shape = (BATCH_SIZE.value, *canvas, 3)
     images = jax.random.normal(jax.random.key(1), shape)
     print(f"{MODEL.value}, images {shape}, {DTYPE.value}, {jax.devices()[0].device_kind}")
     if ZOO.value:
         settings = (BATCH_SIZE.value, DTYPE.value, REPEATS.value, TORCH.value, COMPILED.value)
         report.show(zoo.rows(*settings), "zoo", out)
         return
-    make_model = segmentation.make_model if TASK.value == "segmentation" else create_model
-    model = make_model(MODEL.value, dtype=jnp.dtype(DTYPE.value))
+    makers = {"segmentation": segmentation.make_model, "detection": detection.make_model}
+    model = makers.get(TASK.value, create_model)(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
         report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", out)
         return
@@ -134,6 +147,10 @@ def _benchmark(out: Path | None) -> None:
     torch = TORCH.value and not PROFILE.value
     if TASK.value == "segmentation":
         programs = segmentation.programs(MODEL.value, model, images, kind, torch)
+    elif TASK.value == "detection":
+        batch = detection.make_batch(model, shape, side)
+        settings = {"train": TRAIN.value, "parts": PARTS.value, "torch": torch}
+        programs = detection.programs(MODEL.value, model, batch, **settings)
     else:
         programs = _classification(model, images, torch)
     if PROFILE.value:
@@ -141,6 +158,9 @@ def _benchmark(out: Path | None) -> None:
         report.show(profiling.rows(program, jnp.dtype(DTYPE.value), out), "profile", out)
         return
     seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
+    if PARTS.value:
+        report.show(report.parts(seconds, detection_parts.OURS), f"{kind}_parts", out)
+        return
     count = 1 if MULTI_SCALE.value else BATCH_SIZE.value
     report.show(report.comparison(seconds, programs, count), kind, out)
 

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 
 from experiments.benchmark.ours import Program
 from experiments.benchmark.report import EAGER
+from resnest_jax.errors import InputError
 
 COMPILED, FROZEN = "compiled", "compiled and frozen"
 
@@ -94,6 +96,18 @@ def _of_fields(radix: int, cardinality: int, base_width: int) -> torch.nn.Module
         cardinality=cardinality,
         block_args={"radix": radix, "avd": True, "avd_first": True},
     )
+
+
+def load(model: torch.nn.Module, state: dict[str, np.ndarray]) -> None:
+    """Give a network all its weights.
+
+    Raises:
+      InputError: if the names are others than those of the network.
+    """
+    weights = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    if unknown or any("num_batches" not in key for key in missing):
+        raise InputError(f"PyTorch's network has other entries: {missing[:3]} {unknown[:3]}")
 
 
 def _inference(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:

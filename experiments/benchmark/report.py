@@ -33,6 +33,27 @@ def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> 
     return rows
 
 
+def parts(seconds: dict[tuple[str, str], list[float]], ours: str) -> list[dict]:
+    """Return a row per part: its milliseconds, ours and those of eager PyTorch, and the ratio.
+
+    Args:
+      seconds: (part, whose program it is) -> seconds per round.
+      ours: whose programs are ours.
+    """
+    rows = []
+    for name in dict.fromkeys(part for part, _ in seconds):
+        times = seconds[name, ours]
+        eager = [
+            found for (part, whose), found in seconds.items() if part == name and whose != ours
+        ]
+        row = {"": name, "ms": _milliseconds(times)}
+        if eager:
+            best = min(eager, key=statistics.median)
+            row["eager PyTorch, ms"] = _milliseconds(best)
+        rows.append(row | {"times eager PyTorch": _of_best(eager, times)})
+    return rows
+
+
 def speed(times: list[float], images: int) -> dict:
     """Return the columns of a row for calls of these seconds: images/s and quartiles."""
     low, median, high = _quartiles([images / t for t in times])
@@ -86,6 +107,10 @@ def _of_best(eager: list[list[float]], times: list[float]) -> float | str:
         return ""
     best = min(eager, key=statistics.median)
     return round(statistics.median(b / t for b, t in zip(best, times, strict=True)), 3)
+
+
+def _milliseconds(times: list[float]) -> float:
+    return round(1e3 * statistics.median(times), 2)
 
 
 def _quartiles(values: list[float]) -> list[float]:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from experiments.benchmark.ours import Program
-from experiments.benchmark.pytorch import FORMATS, NAMES, program
+from experiments.benchmark.pytorch import FORMATS, NAMES, load, program
 from experiments.benchmark.report import EAGER
 from resnest_jax.errors import InputError
 
@@ -92,13 +92,10 @@ def programs(
     if name not in NAMES:
         return {}
     made = {}
-    weights = {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
     num_classes = len(state["head.block.4.weight"])
     for layout, memory_format in FORMATS.items():
         model = DeepLab(name, num_classes)
-        missing, unknown = model.load_state_dict(weights, strict=False)
-        if unknown or any("num_batches" not in key for key in missing):
-            raise InputError(f"PyTorch's network has other entries: {missing[:3]} {unknown[:3]}")
+        load(model, state)
         model = model.to(device, memory_format=memory_format)
         x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
         x = x.contiguous(memory_format=memory_format)

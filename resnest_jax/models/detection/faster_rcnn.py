@@ -117,14 +117,8 @@ class FasterRCNN(nn.Module):
         """
         pyramid = self.pyramid(images)
         proposals = self.proposals(pyramid, sizes)
-        logits, deltas = self._predict(pyramid, proposals.boxes)
-        boxes = decode(proposals.boxes[:, :, None], deltas, BOX_WEIGHTS)
-
-        def select(*arrays: jax.Array) -> Detections:
-            thresholds = {"score_threshold": self.score_threshold, "threshold": self.detection_nms}
-            return select_detections(*arrays, num=self.detections, **thresholds)[0]
-
-        return jax.vmap(select)(boxes, nn.softmax(logits), proposals.valid, sizes)
+        outputs = self.predict(self.pool(pyramid, proposals.boxes))
+        return self.select_detections(proposals, *outputs, sizes)
 
     def losses(
         self,
@@ -154,11 +148,11 @@ class FasterRCNN(nn.Module):
         keys = (None, None) if rng is None else jax.random.split(rng, (2, len(images)))
         objects = Objects(boxes, classes, valid)
         pyramid = self.pyramid(images, True, progress)
-        output = self._rpn(pyramid)
-        rpn_class, rpn_box = self._rpn_losses(output, objects, keys[0])
-        proposals = self._select(output, sizes, self.train_candidates, self.train_proposals)
-        regions = self._sample(proposals, objects, keys[1])
-        predictions = self._predict(pyramid, regions.boxes, True, regions.valid)
+        output = self.rpn_output(pyramid)
+        rpn_class, rpn_box = self.rpn_losses(output, objects, keys[0])
+        proposals = self.select_proposals(output, sizes, train=True)
+        regions = self.sample_regions(proposals, objects, keys[1])
+        predictions = self.predict(self.pool(pyramid, regions.boxes), True, regions.valid)
         box_class, box_box = _box_losses(*jax.tree.map(_merge_images, (*predictions, regions)))
         return {
             "loss_rpn_cls": rpn_class,
@@ -182,8 +176,7 @@ class FasterRCNN(nn.Module):
 
     def proposals(self, pyramid: dict[str, jax.Array], sizes: jax.Array) -> Proposals:
         """Return the proposals of ``detect``; each array has a first axis of B images."""
-        output = self._rpn(pyramid)
-        return self._select(output, sizes, self.test_candidates, self.test_proposals)
+        return self.select_proposals(self.rpn_output(pyramid), sizes)
 
     def pool(self, pyramid: dict[str, jax.Array], boxes: jax.Array) -> jax.Array:
         """Pool boxes (B, R, 4) into (B, R, 7, 7, features), each from the level of its size."""
@@ -195,7 +188,8 @@ class FasterRCNN(nn.Module):
 
         return jax.vmap(of_image)(levels, boxes)
 
-    def _rpn(self, pyramid: dict[str, jax.Array]) -> RPNOutput:
+    def rpn_output(self, pyramid: dict[str, jax.Array]) -> RPNOutput:
+        """Return what the region proposal network says of the levels of a pyramid."""
         settings = zip(pyramid.values(), anchors.STRIDES, self.anchor_sizes, strict=True)
         output = RPNOutput([], [], [])
         for x, stride, size in settings:
@@ -208,7 +202,12 @@ class FasterRCNN(nn.Module):
             )
         return output
 
-    def _select(self, output: RPNOutput, sizes: jax.Array, num_before: int, num: int) -> Proposals:
+    def select_proposals(
+        self, output: RPNOutput, sizes: jax.Array, train: bool = False
+    ) -> Proposals:
+        """Return the proposals of images, each array with a first axis of B; ``sizes`` (B, 2)."""
+        test = (self.test_candidates, self.test_proposals)
+        num_before, num = (self.train_candidates, self.train_proposals) if train else test
         settings = {"num_before": num_before, "num": num, "threshold": self.proposal_nms}
 
         def of_image(
@@ -218,10 +217,29 @@ class FasterRCNN(nn.Module):
 
         return jax.vmap(of_image)(output.logits, output.deltas, sizes)
 
-    def _rpn_losses(
+    def select_detections(
+        self, proposals: Proposals, logits: jax.Array, deltas: jax.Array, sizes: jax.Array
+    ) -> Detections:
+        """Return the detections of images, see ``detect``.
+
+        Args:
+          proposals: (B, R) of them.
+          logits: (B, R, num_classes + 1), the background last.
+          deltas: (B, R, num_classes, 4).
+          sizes: (B, 2), heights and widths of the images without padding.
+        """
+        boxes = decode(proposals.boxes[:, :, None], deltas, BOX_WEIGHTS)
+
+        def of_image(*arrays: jax.Array) -> Detections:
+            thresholds = {"score_threshold": self.score_threshold, "threshold": self.detection_nms}
+            return select_detections(*arrays, num=self.detections, **thresholds)[0]
+
+        return jax.vmap(of_image)(boxes, nn.softmax(logits), proposals.valid, sizes)
+
+    def rpn_losses(
         self, output: RPNOutput, objects: Objects, keys: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the losses of objectness and of boxes."""
+        """Return the losses of objectness and of boxes, with B keys of the samples or None."""
         every = jnp.concatenate(output.anchors)
         low, high = self.rpn_thresholds
         rule = {"num": self.rpn_samples, "fraction": self.rpn_positives, "low": low, "high": high}
@@ -236,7 +254,9 @@ class FasterRCNN(nn.Module):
         objectness, of_boxes = jax.vmap(of_image)(logits, deltas, objects, keys)
         return jnp.mean(objectness), jnp.mean(of_boxes)
 
-    def _sample(self, proposals: Proposals, objects: Objects, keys: jax.Array | None) -> Regions:
+    def sample_regions(
+        self, proposals: Proposals, objects: Objects, keys: jax.Array | None
+    ) -> Regions:
         """Sample the regions (B, roi_samples) that the box head is trained on."""
         rule = {"num": self.roi_samples, "fraction": self.roi_positives}
         rule |= {"threshold": self.roi_threshold, "num_classes": self.num_classes}
@@ -246,18 +266,19 @@ class FasterRCNN(nn.Module):
 
         return jax.vmap(of_image)(proposals, objects, keys)
 
-    def _predict(
-        self,
-        pyramid: dict[str, jax.Array],
-        boxes: jax.Array,
-        train: bool = False,
-        valid: jax.Array | None = None,
+    def predict(
+        self, pooled: jax.Array, train: bool = False, valid: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Return logits (B, R, num_classes + 1) and deltas (B, R, num_classes, 4) of boxes."""
-        # The head normalises over the boxes of all images.
-        pooled, valid = jax.tree.map(_merge_images, (self.pool(pyramid, boxes), valid))
-        logits, deltas = self.box_predictor(self.box_head(pooled, train, valid))
-        shape = boxes.shape[:2]
+        """Return logits (B, R, num_classes + 1) and deltas (B, R, num_classes, 4) of regions.
+
+        Args:
+          pooled: (B, R, 7, 7, features), see ``pool``.
+          train: whether the head's norms take the statistics of the regions of all images.
+          valid: (B, R) bool, of which regions; None is all.
+        """
+        merged, valid = jax.tree.map(_merge_images, (pooled, valid))
+        logits, deltas = self.box_predictor(self.box_head(merged, train, valid))
+        shape = pooled.shape[:2]
         return logits.reshape(*shape, -1), deltas.reshape(*shape, -1, 4)
 
 

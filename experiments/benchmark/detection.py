@@ -1,0 +1,145 @@
+"""Our programs of Faster R-CNN, and PyTorch's of the same network with the same weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from experiments.benchmark import detection_parts, ours, torch_process
+from experiments.timing import random_variables
+from resnest_jax.config import default_config
+from resnest_jax.data.geometry import Size, short_side
+from resnest_jax.data.sources.coco_boxes import GroundTruth
+from resnest_jax.models.detection.anchors import STRIDES, anchors
+from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.inputs import normalize_padded
+from resnest_jax.models.zoo import create_model
+from resnest_jax.tasks.backbone import frozen
+from resnest_jax.tasks.detection.canvases import make_canvases
+from resnest_jax.tasks.detection.task import Detection
+from resnest_jax.training.task import Batch
+from resnest_jax.weights.detectron import ANCHORS, BACKBONE
+from resnest_jax.weights.torch_names import to_torch
+
+PHOTO = (480, 640)  # height and width before resizing, as of most photos of COCO
+OBJECTS = 7  # per image, as in COCO
+# Random layers of a scale with which proposals stay near their anchors and scores differ.
+SCALES = {("rpn", "deltas", "kernel"): 0.02, ("box_predictor", "cls_score", "kernel"): 1.5}
+
+
+def make_model(backbone: str, dtype: str) -> FasterRCNN:
+    """Return the network of the recipes."""
+    return create_model("faster_rcnn", backbone=backbone, dtype=jnp.dtype(dtype))
+
+
+def canvas(side: int) -> Size:
+    """Return the canvas of photos with this shorter side; print how many a run has."""
+    longest = 2 * side
+    sizes = make_canvases(np.array([PHOTO, PHOTO[::-1]]), side, longest).sizes
+    print(f"of wide and of high photos: {len(sizes)} canvases, {sizes}, for each of which a run")
+    print("compiles a training and a test step")
+    return sizes[0]
+
+
+def make_batch(model: FasterRCNN, shape: tuple[int, ...], side: int) -> Batch:
+    """Return random images (B, H, W, 3) on the canvas and objects, see ``Detection.loss``."""
+    rng = np.random.default_rng(0)
+    count, most = shape[0], default_config("detection").data.max_objects
+    height, width = short_side(PHOTO, side, 2 * side)
+    image = np.zeros(shape, np.uint8)
+    image[:, :height, :width] = rng.integers(0, 256, (count, height, width, 3))
+    sides = np.array([width, height])
+    boxes = np.zeros((count, most, 4), np.float32)
+    extent = sides * rng.uniform(0.1, 0.6, (count, OBJECTS, 2))
+    corner = (sides - extent) * rng.random((count, OBJECTS, 2))
+    boxes[:, :OBJECTS] = np.concatenate((corner, corner + extent), -1)
+    batch = {
+        "image": image,
+        "size": np.tile(np.array([[height, width]], np.int32), (count, 1)),
+        "boxes": boxes,
+        "classes": rng.integers(0, model.num_classes, (count, most), np.int32),
+        "object_valid": np.tile(np.arange(most) < OBJECTS, (count, 1)),
+    }
+    return jax.device_put(batch)
+
+
+def programs(
+    backbone: str, model: FasterRCNN, batch: Batch, train: bool, parts: bool, torch: bool
+) -> dict:
+    """Return name -> program: ours, and those of PyTorch, whose results are compared with ours.
+
+    With ``parts`` a name is a part and whose program it is, see ``detection_parts``.
+    """
+    images = jax.jit(normalize_padded)(batch["image"], batch["size"])
+    variables = _variables(model, images)
+    inputs = (images, *(batch[key] for key in ("size", "boxes", "classes", "object_valid")))
+    detect = ours.compile_program(model.apply, variables, *inputs[:2])
+    if parts:
+        made = detection_parts.programs(model, variables, inputs, train)
+    elif train:
+        freeze = frozen(default_config("detection"))
+        task = Detection(model, GroundTruth({}, ()))
+        made = {"as trained": ours.train_step(task, batch, variables, freeze)}
+    else:
+        made = {"as trained": detect, "folded": ours.folded(model, variables, *inputs[:2])}
+    if not torch:
+        return made
+    expected = {"losses": _losses(model, variables, inputs)} if train else detect.call()._asdict()
+    return made | torch_process.programs(
+        "programs",
+        "torch_detection",
+        name=backbone,
+        train=train,
+        parts=parts,
+        state=_state(model, variables),
+        fields=_fields(model),
+        anchors=_anchors(model, images.shape),
+        inputs=jax.tree.map(np.asarray, inputs),
+        expected=jax.tree.map(np.asarray, expected),
+    )
+
+
+def _variables(model: FasterRCNN, images: jax.Array) -> dict:
+    variables = random_variables(model, images)
+    params = flatten_dict(variables["params"])
+    for path, scale in SCALES.items():
+        params[path] = params[path] * scale
+    return variables | {"params": unflatten_dict(params)}
+
+
+def _losses(model: FasterRCNN, variables: dict, inputs: tuple) -> list[jax.Array]:
+    """Return the losses of the first anchors and regions instead of random ones."""
+
+    def losses(variables: dict, *inputs: jax.Array) -> dict[str, jax.Array]:
+        options = {"method": "losses", "mutable": ["batch_stats"]}
+        return model.apply(variables, *inputs, None, **options)[0]
+
+    return list(jax.jit(losses)(variables, *inputs).values())
+
+
+def _state(model: FasterRCNN, variables: dict) -> dict[str, np.ndarray]:
+    """Return the weights by the authors' names, but those of the backbone by timm's."""
+    of_backbone = {kind: tree["backbone"] for kind, tree in variables.items()}
+    state = {
+        key: value
+        for key, value in to_torch(variables, model).items()
+        if not key.startswith(BACKBONE) and ANCHORS not in key
+    }
+    named = to_torch(of_backbone, model.backbone)
+    return state | {BACKBONE + key: value for key, value in named.items()}
+
+
+def _fields(model: FasterRCNN) -> dict:
+    """Return the fields that are numbers or tuples of them."""
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return {k: v for k, v in fields.items() if isinstance(v, int | float | tuple)}
+
+
+def _anchors(model: FasterRCNN, shape: tuple[int, ...]) -> list[np.ndarray]:
+    found = []
+    for stride, size in zip(STRIDES, model.anchor_sizes, strict=True):
+        cells = (-(-shape[1] // stride), -(-shape[2] // stride))
+        found.append(np.asarray(anchors(cells, stride, size, model.anchor_ratios)))
+    return found

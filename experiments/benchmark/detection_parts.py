@@ -1,0 +1,91 @@
+"""Our programs of the parts of Faster R-CNN, each on what the parts before it return."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from experiments.benchmark.ours import Program, compile_program
+from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.rpn import RPNOutput
+from resnest_jax.models.detection.targets import Objects
+
+OURS = "ours"
+
+
+def programs(
+    model: FasterRCNN, variables: dict, inputs: tuple, train: bool
+) -> dict[tuple[str, str], Program]:
+    """Return (part, "ours") -> program: forward, in training with the gradients that it needs.
+
+    These are of the parameters and of feature maps.
+
+    Args:
+      inputs: images (B, H, W, 3), sizes, boxes, classes and ``valid``, see ``FasterRCNN.losses``.
+    """
+    images, sizes, *objects = inputs
+    made = {}
+
+    def add(name: str, modules: tuple, method: Callable, *arrays, maps=None, gradient=train) -> Any:
+        """Add the program of a part; return its result."""
+        used = {
+            kind: {name: tree[name] for name in modules if name in tree}
+            for kind, tree in variables.items()
+        }
+
+        def forward(variables: dict, maps: Any, *arrays: Any) -> Any:
+            def call(model: FasterRCNN, *arrays: Any) -> Any:
+                return method(model, *arrays) if maps is None else method(model, maps, *arrays)
+
+            options = {"method": call, "mutable": ["batch_stats"]}
+            return model.apply(variables, *arrays, **options)[0]
+
+        def both(variables: dict, maps: Any, *arrays: Any) -> tuple:
+            def of_params(params: dict, maps: Any) -> Any:
+                return forward(variables | {"params": params}, maps, *arrays)
+
+            y, pullback = jax.vjp(of_params, variables["params"], maps)
+            return y, pullback(y)
+
+        program = compile_program(both if gradient else forward, used, maps, *arrays)
+        made[name, OURS] = program
+        return program.call()[0] if gradient else program.call()
+
+    def endpoints_of(model: FasterRCNN, images: jax.Array) -> dict[str, jax.Array]:
+        endpoints = model.backbone.features(images, train)
+        return {name: x for name, x in endpoints.items() if name != "c1"}
+
+    endpoints = add("backbone", ("backbone",), endpoints_of, images)
+    pyramid = add("FPN", ("fpn",), lambda model, x: model.fpn(x, train), maps=endpoints)
+    output = add("RPN", ("rpn",), lambda model, x: model.rpn_output(x), maps=pyramid)
+
+    def proposals_of(model: FasterRCNN, output: RPNOutput, sizes: jax.Array):
+        return model.select_proposals(output, sizes, train)
+
+    proposals = add("proposals, NMS", (), proposals_of, output, sizes, gradient=False)
+    boxes = proposals.boxes
+    if train:
+        rest = (Objects(*objects), jax.random.split(jax.random.key(0), len(images)))
+
+        def losses_of(model: FasterRCNN, maps: tuple, *rest: Any):
+            return model.rpn_losses(RPNOutput(*maps, output.anchors), *rest)
+
+        add("RPN losses", (), losses_of, *rest, maps=output[:2])
+
+        def regions_of(model: FasterRCNN, *arrays: Any):
+            return model.sample_regions(*arrays)
+
+        boxes = add("regions", (), regions_of, proposals, *rest, gradient=False).boxes
+    pooled = add("RoIAlign", (), lambda model, x, boxes: model.pool(x, boxes), boxes, maps=pyramid)
+
+    def heads_of(model: FasterRCNN, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return model.predict(pooled, train)
+
+    outputs = add("heads", ("box_head", "box_predictor"), heads_of, maps=pooled)
+    if not train:
+
+        def detections_of(model: FasterRCNN, *arrays: Any):
+            return model.select_detections(*arrays)
+
+        add("detections, NMS", (), detections_of, proposals, *outputs, sizes)
+    return made
