@@ -4,9 +4,18 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments.benchmark import onnx_runtime, ours, profiling, report, segmentation
+from experiments.benchmark import (
+    detection,
+    detection_parts,
+    onnx_runtime,
+    ours,
+    profiling,
+    report,
+    segmentation,
+)
 from experiments.timing import random_variables
 from resnest_jax import create_model
 from resnest_jax.tasks.classification.task import Classification
@@ -21,10 +30,11 @@ BATCH = 7  # no kernel has this size
 def programs():
     model = create_model("resnest14", num_classes=10, planes=(8, 8, 8, 8), stem_width=4)
     images = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3))
-    found = ours.inference(model, images) | onnx_runtime.programs(model, images)
+    variables = random_variables(model, images)
+    found = ours.inference(model, variables, images) | onnx_runtime.programs(model, images)
     batch = {"image": images, "label": jnp.arange(BATCH)}
     task = Classification(model, 10, 32)
-    return found | {"training": ours.train_step(task, batch, random_variables(model, images))}
+    return found | {"training": ours.train_step(task, batch, variables)}
 
 
 @pytest.mark.parametrize("kind", ["training", "multi_scale"])
@@ -39,6 +49,63 @@ def test_programs_of_segmentation(kind):
     if kind == "multi_scale":
         assert result.shape == (27, 36)  # 520 / 480 of the side of the windows
         assert result.max() < 7
+
+
+@pytest.fixture
+def small_detector():
+    """Return a detector and a batch of two images for it."""
+    model = create_model(
+        "faster_rcnn",
+        backbone="resnest14",
+        num_classes=3,
+        planes=(8, 8, 8, 8),
+        stem_width=4,
+        features=8,
+        hidden=8,
+        test_proposals=20,
+        train_proposals=20,
+        roi_samples=10,
+        detections=5,
+    )
+    return model, detection.make_batch(model, (2, 64, 96, 3), 64)
+
+
+def test_parts_of_detection_make_the_detector(small_detector):
+    settings = {"backbone": "resnest14", "torch": False, "train": False}
+    whole = detection.programs(*small_detector, parts=False, **settings)
+    parts = detection.programs(*small_detector, parts=True, **settings)
+    found = parts["detections, NMS", detection_parts.OURS].call()
+    expected = whole["as trained"].call()
+    assert expected.valid.any()
+    for ours_, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours_, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_parts_of_training_have_gradients(small_detector):
+    parts = detection.programs(
+        *small_detector, backbone="resnest14", torch=False, train=True, parts=True
+    )
+    of_heads = parts["heads", detection_parts.OURS].call()
+    (logits, _), (of_params, of_pooled) = of_heads
+    assert set(of_params) == {"box_head", "box_predictor"}
+    assert logits.shape == (2, 10, 4)
+    assert of_pooled.shape == (2, 10, 7, 7, 8)
+    _, (_, of_pyramid) = parts["RoIAlign", detection_parts.OURS].call()
+    assert jnp.abs(of_pyramid["p2"]).max() > 0
+    assert jnp.abs(of_pyramid["p6"]).max() == 0  # nothing is pooled from it
+    assert parts["proposals, NMS", detection_parts.OURS].call().boxes.shape == (2, 20, 4)
+
+
+def test_ratios_of_parts():
+    seconds = {
+        ("heads", "ours"): [0.1, 0.2, 0.4],
+        ("heads", "eager, NCHW"): [0.3, 0.6, 0.8],
+        ("heads", "eager, channels last"): [0.9, 0.9, 0.9],
+        ("RPN", "ours"): [0.1, 0.1, 0.1],
+    }
+    heads, rpn = report.parts(seconds, "ours")
+    assert heads == {"": "heads", "ms": 200, "eager PyTorch, ms": 600, "times eager PyTorch": 3}
+    assert rpn == {"": "RPN", "ms": 100, "times eager PyTorch": ""}
 
 
 def test_programs_are_made_and_called(programs):

@@ -40,7 +40,7 @@ from experiments.benchmark import (
     torch_process,
     zoo,
 )
-from experiments.timing import time_calls
+from experiments.timing import random_variables, time_calls
 from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
@@ -150,7 +150,7 @@ def _benchmark(out: Path | None) -> None:
     elif TASK.value == "detection":
         batch = detection.make_batch(model, shape, side)
         settings = {"train": TRAIN.value, "parts": PARTS.value, "torch": torch}
-        programs = detection.programs(MODEL.value, model, batch, **settings)
+        programs = detection.programs(model, batch, MODEL.value, **settings)
     else:
         programs = _classification(model, images, torch)
     if PROFILE.value:
@@ -166,7 +166,10 @@ def _benchmark(out: Path | None) -> None:
 
 
 def _classification(model: ResNeSt, images: jax.Array, torch: bool) -> dict[str, ours.Program]:
-    programs = ours.training(model, images) if TRAIN.value else ours.inference(model, images)
+    if TRAIN.value:
+        programs = ours.training(model, images)
+    else:
+        programs = ours.inference(model, random_variables(model, images), images)
     if PROFILE.value:
         return programs
     programs = {name: ours.time_cached(program) for name, program in programs.items()}

@@ -66,7 +66,7 @@ def make_batch(model: FasterRCNN, shape: tuple[int, ...], side: int) -> Batch:
 
 
 def programs(
-    backbone: str, model: FasterRCNN, batch: Batch, train: bool, parts: bool, torch: bool
+    model: FasterRCNN, batch: Batch, backbone: str, train: bool, parts: bool, torch: bool
 ) -> dict:
     """Return name -> program: ours, and those of PyTorch, whose results are compared with ours.
 
@@ -75,7 +75,6 @@ def programs(
     images = jax.jit(normalize_padded)(batch["image"], batch["size"])
     variables = _variables(model, images)
     inputs = (images, *(batch[key] for key in ("size", "boxes", "classes", "object_valid")))
-    detect = ours.compile_program(model.apply, variables, *inputs[:2])
     if parts:
         made = detection_parts.programs(model, variables, inputs, train)
     elif train:
@@ -83,10 +82,10 @@ def programs(
         task = Detection(model, GroundTruth({}, ()))
         made = {"as trained": ours.train_step(task, batch, variables, freeze)}
     else:
-        made = {"as trained": detect, "folded": ours.folded(model, variables, *inputs[:2])}
+        made = ours.inference(model, variables, *inputs[:2])
     if not torch:
         return made
-    expected = {"losses": _losses(model, variables, inputs)} if train else detect.call()._asdict()
+    expected = (_losses if train else _detections)(model, variables, inputs)
     return made | torch_process.programs(
         "programs",
         "torch_detection",
@@ -109,14 +108,18 @@ def _variables(model: FasterRCNN, images: jax.Array) -> dict:
     return variables | {"params": unflatten_dict(params)}
 
 
-def _losses(model: FasterRCNN, variables: dict, inputs: tuple) -> list[jax.Array]:
+def _detections(model: FasterRCNN, variables: dict, inputs: tuple) -> dict[str, jax.Array]:
+    return jax.jit(model.apply)(variables, *inputs[:2])._asdict()
+
+
+def _losses(model: FasterRCNN, variables: dict, inputs: tuple) -> dict[str, jax.Array]:
     """Return the losses of the first anchors and regions instead of random ones."""
 
     def losses(variables: dict, *inputs: jax.Array) -> dict[str, jax.Array]:
         options = {"method": "losses", "mutable": ["batch_stats"]}
         return model.apply(variables, *inputs, None, **options)[0]
 
-    return list(jax.jit(losses)(variables, *inputs).values())
+    return jax.jit(losses)(variables, *inputs)
 
 
 def _state(model: FasterRCNN, variables: dict) -> dict[str, np.ndarray]:

@@ -64,19 +64,18 @@ def time_cached(program: Program) -> Program:
     return program._replace(cached_seconds=program.compile()[0])
 
 
-def inference(model, images: jax.Array) -> dict[str, Program]:
+def inference(model, variables: dict, *inputs: jax.Array) -> dict[str, Program]:
     """Return name -> program: the model as trained, and folded."""
-    variables = random_variables(model, images)
     return {
-        "as trained": compile_program(model.apply, variables, images),
-        "folded": folded(model, variables, images),
+        "as trained": compile_program(model.apply, variables, *inputs),
+        "folded": folded(model, variables, *inputs),
     }
 
 
-def folded(model, variables: dict, images: jax.Array) -> Program:
+def folded(model, variables: dict, *inputs: jax.Array) -> Program:
     """Compile inference with the batch norms folded into the convolutions."""
     folded_model, folded_variables = fold(model, variables)
-    return compile_program(folded_model.apply, folded_variables, images)
+    return compile_program(folded_model.apply, folded_variables, *inputs)
 
 
 def training(model, images: jax.Array) -> dict[str, Program]:

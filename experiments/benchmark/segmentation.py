@@ -50,7 +50,7 @@ def programs(backbone: str, model, images: jax.Array, kind: str, torch: bool) ->
         made = _training(model, variables, images, labels)
         expected = jax.jit(model.apply)(variables, images)
     else:
-        made = ours.inference(model, images)
+        made = ours.inference(model, variables, images)
         expected = made["as trained"].call()
     if not torch:
         return made

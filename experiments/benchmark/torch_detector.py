@@ -104,17 +104,21 @@ class FasterRCNN(nn.Module):
         outputs = self.heads(self.pool(pyramid, proposals))
         return self.select_detections(proposals, *outputs, sizes)
 
-    def losses(self, x: torch.Tensor, sizes: list, objects: list, draw: Draw) -> Tensors:
-        """Return the losses: objectness, boxes of anchors, classes, boxes."""
+    def losses(self, x: torch.Tensor, sizes: list, objects: list, draw: Draw) -> dict:
+        """Return the losses, scalars by our names."""
         pyramid = self.backbone.pyramid(self.backbone.endpoints(x))
         logits, deltas = self.rpn(pyramid)
         proposals = self.select_proposals(logits, deltas, sizes)
         regions = self.sample_regions(proposals, objects, draw)
         outputs = self.heads(self.pool(pyramid, [boxes for boxes, *_ in regions]))
-        return [
-            *self.rpn_losses(logits, deltas, objects, draw),
-            *self.box_losses(*outputs, regions),
-        ]
+        rpn_class, rpn_box = self.rpn_losses(logits, deltas, objects, draw)
+        box_class, box_box = self.box_losses(*outputs, regions)
+        return {
+            "loss_rpn_cls": rpn_class,
+            "loss_rpn_loc": rpn_box,
+            "loss_cls": box_class,
+            "loss_box_reg": box_box,
+        }
 
     def rpn(self, pyramid: Tensors) -> tuple[Tensors, Tensors]:
         """Return the logits (B, A) and deltas (B, A, 4) of each level."""
