@@ -79,7 +79,7 @@ def programs(
         made = detection_parts.programs(model, variables, inputs, train)
     elif train:
         freeze = frozen(default_config("detection"))
-        task = Detection(model, GroundTruth({}, ()))
+        task = Detection(model, GroundTruth({}, (), ()))
         made = {"as trained": ours.train_step(task, batch, variables, freeze)}
     else:
         made = ours.inference(model, variables, *inputs[:2])
