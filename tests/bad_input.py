@@ -242,6 +242,7 @@ CASES = {
         ("--out=gs://b/out", "gs://b/out"),
         ("--zoo --train", "--zoo --train"),
         ("--layers --profile", "--layers --profile"),
+        ("--parts", "--parts classification"),
         ("resnest50", "resnest50"),
     ],
     "experiments.attention": [

@@ -81,6 +81,13 @@ def test_parts_of_detection_make_the_detector(small_detector):
         np.testing.assert_allclose(ours_, theirs, rtol=1e-3, atol=1e-3)
 
 
+def test_training_step_of_detection(small_detector):
+    settings = {"backbone": "resnest14", "torch": False, "train": True, "parts": False}
+    step = detection.programs(*small_detector, **settings)["as trained"]
+    _, metrics = step.call()
+    assert metrics["loss"] > 0
+
+
 def test_parts_of_training_have_gradients(small_detector):
     parts = detection.programs(
         *small_detector, backbone="resnest14", torch=False, train=True, parts=True
