@@ -24,6 +24,7 @@ from resnest_jax.weights.detectron import ANCHORS, BACKBONE
 from resnest_jax.weights.torch_names import to_torch
 
 PHOTO = (480, 640)  # height and width before resizing, as of most photos of COCO
+LONGEST = 2  # the limit of the longer side, in shorter sides
 OBJECTS = 7  # per image, as in COCO
 # Random layers of a scale with which proposals stay near their anchors and scores differ.
 SCALES = {("rpn", "deltas", "kernel"): 0.02, ("box_predictor", "cls_score", "kernel"): 1.5}
@@ -36,10 +37,9 @@ def make_model(backbone: str, dtype: str) -> FasterRCNN:
 
 def canvas(side: int) -> Size:
     """Return the canvas of photos with this shorter side; print how many a run has."""
-    longest = 2 * side
-    sizes = make_canvases(np.array([PHOTO, PHOTO[::-1]]), side, longest).sizes
-    print(f"of wide and of high photos: {len(sizes)} canvases, {sizes}, for each of which a run")
-    print("compiles a training and a test step")
+    sizes = make_canvases(np.array([PHOTO, PHOTO[::-1]]), side, LONGEST * side).sizes
+    print(f"wide and high photos need {len(sizes)} canvases {sizes}; a training and a test step of")
+    print("each are compiled in a run; here those of the first")
     return sizes[0]
 
 
@@ -47,7 +47,7 @@ def make_batch(model: FasterRCNN, shape: tuple[int, ...], side: int) -> Batch:
     """Return random images (B, H, W, 3) on the canvas and objects, see ``Detection.loss``."""
     rng = np.random.default_rng(0)
     count, most = shape[0], default_config("detection").data.max_objects
-    height, width = short_side(PHOTO, side, 2 * side)
+    height, width = short_side(PHOTO, side, LONGEST * side)
     image = np.zeros(shape, np.uint8)
     image[:, :height, :width] = rng.integers(0, 256, (count, height, width, 3))
     sides = np.array([width, height])

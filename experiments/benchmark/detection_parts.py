@@ -32,22 +32,8 @@ def programs(
             kind: {name: tree[name] for name in modules if name in tree}
             for kind, tree in variables.items()
         }
-
-        def forward(variables: dict, maps: Any, *arrays: Any) -> Any:
-            def call(model: FasterRCNN, *arrays: Any) -> Any:
-                return method(model, *arrays) if maps is None else method(model, maps, *arrays)
-
-            options = {"method": call, "mutable": ["batch_stats"]}
-            return model.apply(variables, *arrays, **options)[0]
-
-        def both(variables: dict, maps: Any, *arrays: Any) -> tuple:
-            def of_params(params: dict, maps: Any) -> Any:
-                return forward(variables | {"params": params}, maps, *arrays)
-
-            y, pullback = jax.vjp(of_params, variables["params"], maps)
-            return y, pullback(y)
-
-        program = compile_program(both if gradient else forward, used, maps, *arrays)
+        forward = _forward(model, method)
+        program = compile_program(_both(forward) if gradient else forward, used, maps, *arrays)
         made[name, OURS] = program
         return program.call()[0] if gradient else program.call()
 
@@ -89,3 +75,26 @@ def programs(
 
         add("detections, NMS", (), detections_of, proposals, *outputs, sizes)
     return made
+
+
+def _forward(model: FasterRCNN, method: Callable) -> Callable:
+    """Make a function of variables, feature maps or None, and other arrays."""
+
+    def forward(variables: dict, maps: Any, *arrays: Any) -> Any:
+        inputs = arrays if maps is None else (maps, *arrays)
+        return model.apply(variables, *inputs, method=method, mutable=["batch_stats"])[0]
+
+    return forward
+
+
+def _both(forward: Callable) -> Callable:
+    """Make a function that returns the result too, and gradients of the parameters and maps."""
+
+    def both(variables: dict, maps: Any, *arrays: Any) -> tuple:
+        def of_params(params: dict, maps: Any) -> Any:
+            return forward(variables | {"params": params}, maps, *arrays)
+
+        y, pullback = jax.vjp(of_params, variables["params"], maps)
+        return y, pullback(y)
+
+    return both
