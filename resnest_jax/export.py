@@ -32,9 +32,10 @@ installed:
 
 A detector, StableHLO only, also takes the sizes of the images, int32 (B, 2): height and width of
 what is at the left top of each; the rest is padding, of any colour. It returns boxes (B, D, 4),
-scores, classes and valid (B, D) as ``FasterRCNN.detect`` does, in pixels of these images. By
-default H and W are the short and the long side of the run's test images, as those of a wide photo;
-for high ones give them the other way round, or one side for both.
+scores, classes and valid (B, D), and with a mask head masks (B, D, 28, 28), as ``RCNN.detect``
+does, in pixels of these images. By default H and W are the short and the long side of the run's
+test images, as those of a wide photo; for high ones give them the other way round, or one side for
+both.
 
     boxes, scores, classes, valid = jax.jit(artefact.call)(images, sizes)
 

@@ -18,6 +18,13 @@ MEAN = np.array([123.68, 116.779, 103.939], np.float32)
 STD = np.array([58.393, 57.12, 57.375], np.float32)
 # Ends of names, and factors that keep proposals usable and separate the scores.
 FACTORS = {"rpn_head.anchor_deltas.weight": 0.02, "box_predictor.cls_score.weight": 1.5}
+FACTORS |= {f"box_predictor.{stage}.cls_score.weight": 0.4 for stage in range(3)}
+MODELS = {
+    "faster50": "faster_rcnn",
+    "mask50": "mask_rcnn",
+    "cascade50": "cascade_rcnn",
+    "cascade_mask50": "cascade_mask_rcnn",
+}
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:
@@ -35,9 +42,9 @@ def load(name: str):
 
 
 @functools.cache
-def build() -> tuple:
-    """Return Faster R-CNN on ResNeSt-50 and its golden variables."""
-    model = resnest_jax.create_model("faster_rcnn", backbone="resnest50")
+def build(name: str) -> tuple:
+    """Return a model on ResNeSt-50 and its golden variables."""
+    model = resnest_jax.create_model(MODELS[name], backbone="resnest50")
     return model, resnest_jax.from_torch(state_dict(model), model)
 
 

@@ -76,7 +76,7 @@ def test_the_model_section_of_detection_has_the_fields_of_both_modules():
     section = default_config("detection").model
     detector, backbone = (
         {field.name: field.default for field in dataclasses.fields(module)}
-        for module in (resnest_jax.models.detection.faster_rcnn.FasterRCNN, resnest_jax.ResNeSt)
+        for module in (resnest_jax.models.detection.rcnn.RCNN, resnest_jax.ResNeSt)
     )
     assert set(section) == {*detector, *backbone} - {"parent", "norm_groups"}
     model = resnest_jax.create_model(**model_fields(default_config("detection")))

@@ -43,16 +43,20 @@ def authors_entries(name):
     return {k: np.broadcast_to(np.float32(0), s) for k, s, _ in rows if ANCHORS not in k}
 
 
-def test_the_authors_own_list_of_entries_is_recognised():
-    expected = {"name": "faster_rcnn", "backbone": "resnest50", "num_classes": 80}
+@pytest.mark.parametrize("name", detector_golden.MODELS)
+def test_the_authors_own_list_of_entries_is_recognised(name):
+    expected = {"name": detector_golden.MODELS[name], "backbone": "resnest50", "num_classes": 80}
     expected |= {"features": 256, "hidden": 1024}
-    assert recognise(Path("any.pth"), authors_entries("faster50")) == expected
+    if "mask" in name:
+        expected |= {"mask_convolutions": 4}
+    assert recognise(Path("any.pth"), authors_entries(name)) == expected
 
 
-@pytest.mark.parametrize("name", ["cascade50", "cascade_mask50"])
-def test_other_detectors_are_refused(name):
-    with pytest.raises(InputError, match=f"x.pth are not of faster_rcnn .* there is no {CLASSES}"):
-        recognise(Path("x.pth"), authors_entries(name))
+def test_other_files_are_refused():
+    entries = authors_entries("faster50")
+    del entries[CLASSES]
+    with pytest.raises(InputError, match=f"x.pth are not of a detector .* there is no {CLASSES}"):
+        recognise(Path("x.pth"), entries)
 
 
 def test_a_wrapped_file_is_recognised(detector, tmp_path):

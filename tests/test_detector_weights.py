@@ -41,11 +41,19 @@ def written(folder, state_dict, name="weights.safetensors"):
     return str(path)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "expected"), [("resnest50", 44_989_408), ("resnest101", 65_780_928)]
-)
-def test_names_and_parameters_are_those_of_the_authors(backbone, expected):
-    model = resnest_jax.create_model("faster_rcnn", backbone=backbone)
+PARAMETERS = {
+    ("faster50", "resnest50"): 44_989_408,
+    ("faster50", "resnest101"): 65_780_928,
+    ("mask50", "resnest50"): 47_633_712,
+    ("cascade50", "resnest50"): 75_254_606,
+    ("cascade_mask50", "resnest50"): 77_898_910,
+    ("cascade_mask50", "resnest101"): 98_690_430,
+}
+
+
+@pytest.mark.parametrize(("name", "backbone"), PARAMETERS)
+def test_names_and_parameters_are_those_of_the_authors(name, backbone):
+    model = resnest_jax.create_model(detector_golden.MODELS[name], backbone=backbone)
     variables = zeros(model)
     stages = variables["params"]["backbone"]
     # Which are buffers there.
@@ -55,14 +63,15 @@ def test_names_and_parameters_are_those_of_the_authors(backbone, expected):
         for path, leaf in jax.tree_util.tree_leaves_with_path(fixed)
         if path[-2].key.startswith(("bn", "downsample_bn"))
     ]
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) - sum(norms) == expected
+    leaves = jax.tree.leaves(variables["params"])
+    assert sum(leaf.size for leaf in leaves) - sum(norms) == PARAMETERS[name, backbone]
     if backbone == "resnest50":
         shapes = [
             [key, list(array.shape)]
             for key, array in resnest_jax.to_torch(variables, model).items()
         ]
         assert shapes == [
-            row[:2] for row in detector_golden.load("state_dicts.json.gz")["faster50"]["rows"]
+            row[:2] for row in detector_golden.load("state_dicts.json.gz")[name]["rows"]
         ]
 
 
@@ -82,8 +91,9 @@ def test_every_backbone_has_names(backbone):
         assert {f"{BACKBONE}{name}.weight", f"{BACKBONE}{name}.norm.running_var"} <= set(state_dict)
 
 
-def test_round_trip(small):
-    model, state_dict = small
+def test_round_trip():
+    model = resnest_jax.create_model("cascade_mask_rcnn", **SMALL)
+    state_dict = detector_golden.state_dict(model)
     variables = resnest_jax.from_torch(state_dict, model)
     back = resnest_jax.to_torch(variables, model)
     for key, value in state_dict.items():
@@ -123,7 +133,7 @@ def test_files_of_the_authors_are_read(small, tmp_path):
         path = str(tmp_path / "model_final.pth")
         loaded = detector.load_detector(model, "resnest14", path)
         assert_trees_equal(loaded, variables)
-        assert detector.missing_heads(loaded) == ()
+        assert detector.missing_heads(model, loaded) == ()
 
 
 def test_predictor_of_other_classes_is_left_out(small, tmp_path):
@@ -131,10 +141,34 @@ def test_predictor_of_other_classes_is_left_out(small, tmp_path):
     wrapped = {f"module.{key}": value for key, value in state_dict.items()}
     path = written(tmp_path, wrapped)
     loaded = detector.load_detector(model.clone(num_classes=5), "resnest14", path)
-    assert detector.missing_heads(loaded) == ("box_predictor",)
+    assert detector.missing_heads(model, loaded) == ("box_predictor",)
     variables = resnest_jax.from_torch(state_dict, model)
     del variables["params"]["box_predictor"]
     assert_trees_equal(loaded, variables)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "new"),
+    [
+        ("faster_rcnn", "mask_rcnn", {"mask_head", "mask_predictor"}),
+        ("cascade_mask_rcnn", "cascade_rcnn", set()),
+    ],
+)
+def test_files_of_other_detectors(source, target, new, tmp_path):
+    """They give the heads that both have; predictors only for the same classes."""
+    stored, model = (resnest_jax.create_model(name, **SMALL) for name in (source, target))
+    state_dict = detector_golden.state_dict(stored)
+    path = written(tmp_path, state_dict)
+    loaded = detector.load_detector(model, "resnest14", path)
+    assert set(detector.missing_heads(model, loaded)) == new
+    variables = resnest_jax.from_torch(state_dict, stored)
+    for name, part in loaded["params"].items():
+        assert_trees_equal(part, variables["params"][name])
+    loaded = detector.load_detector(model.clone(num_classes=5), "resnest14", path)
+    assert set(loaded["params"]) == {
+        "backbone",
+        *(head for head in detector.heads(model) if head not in new and "predictor" not in head),
+    }
 
 
 def test_backbones_of_classification_and_detection_are_the_same(small, tmp_path):
@@ -152,7 +186,7 @@ def test_backbones_of_classification_and_detection_are_the_same(small, tmp_path)
     for i, content in enumerate((state_dict, renamed, prefixed, with_head)):
         path = written(tmp_path, content, f"{i}.safetensors")
         loaded = detector.load_detector(model, "resnest14", path)
-        assert detector.missing_heads(loaded) == detector.HEADS
+        assert detector.missing_heads(model, loaded) == detector.heads(model)
         for collection, tree in variables.items():
             expected = {name: leaves for name, leaves in tree.items() if name != "head"}
             assert_trees_equal(loaded[collection], {"backbone": expected})
@@ -166,7 +200,7 @@ def test_backbones_of_classification_and_detection_are_the_same(small, tmp_path)
     [
         ({"name": "faster_rcnn"}, ()),
         ({"name": "faster_rcnn", "num_classes": 5}, ("box_predictor",)),
-        ({"name": "fcn"}, detector.HEADS),
+        ({"name": "fcn"}, ("fpn", "rpn", "box_head", "box_predictor")),
     ],
 )
 def test_runs_of_detection_and_segmentation(small, description, new, tmp_path, monkeypatch):
@@ -177,7 +211,7 @@ def test_runs_of_detection_and_segmentation(small, description, new, tmp_path, m
     monkeypatch.setattr(detector, "restore_directory", lambda *_: (1, stored))
     model = model.clone(num_classes=description.get("num_classes", 3))
     loaded = detector.load_detector(model, "resnest14", str(tmp_path))
-    assert detector.missing_heads(loaded) == new
+    assert detector.missing_heads(model, loaded) == new
     expected = {name: tree for name, tree in stored["params"].items() if name not in new}
     assert_trees_equal(loaded["params"], expected)
     with pytest.raises(InputError, match="have the backbone resnest14, not resnest50"):

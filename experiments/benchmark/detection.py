@@ -13,7 +13,7 @@ from resnest_jax.config import default_config
 from resnest_jax.data.geometry import Size, short_side
 from resnest_jax.data.sources.coco_boxes import GroundTruth
 from resnest_jax.models.detection.anchors import STRIDES, anchors
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.rcnn import RCNN
 from resnest_jax.models.inputs import normalize_padded
 from resnest_jax.models.zoo import create_model
 from resnest_jax.tasks.backbone import frozen
@@ -30,7 +30,7 @@ OBJECTS = 7  # per image, as in COCO
 SCALES = {("rpn", "deltas", "kernel"): 0.02, ("box_predictor", "cls_score", "kernel"): 1.5}
 
 
-def make_model(backbone: str, dtype: str) -> FasterRCNN:
+def make_model(backbone: str, dtype: str) -> RCNN:
     """Return the network of the recipes."""
     return create_model("faster_rcnn", backbone=backbone, dtype=jnp.dtype(dtype))
 
@@ -43,7 +43,7 @@ def canvas(side: int) -> Size:
     return sizes[0]
 
 
-def make_batch(model: FasterRCNN, shape: tuple[int, ...], side: int) -> Batch:
+def make_batch(model: RCNN, shape: tuple[int, ...], side: int) -> Batch:
     """Return random images (B, H, W, 3) on the canvas and objects, see ``Detection.loss``."""
     rng = np.random.default_rng(0)
     count, most = shape[0], default_config("detection").data.max_objects
@@ -66,7 +66,7 @@ def make_batch(model: FasterRCNN, shape: tuple[int, ...], side: int) -> Batch:
 
 
 def programs(
-    model: FasterRCNN, batch: Batch, backbone: str, train: bool, parts: bool, torch: bool
+    model: RCNN, batch: Batch, backbone: str, train: bool, parts: bool, torch: bool
 ) -> dict:
     """Return name -> program: ours, and those of PyTorch, whose results are compared with ours.
 
@@ -100,7 +100,7 @@ def programs(
     )
 
 
-def _variables(model: FasterRCNN, images: jax.Array) -> dict:
+def _variables(model: RCNN, images: jax.Array) -> dict:
     variables = random_variables(model, images)
     params = flatten_dict(variables["params"])
     for path, scale in SCALES.items():
@@ -108,11 +108,11 @@ def _variables(model: FasterRCNN, images: jax.Array) -> dict:
     return variables | {"params": unflatten_dict(params)}
 
 
-def _detections(model: FasterRCNN, variables: dict, inputs: tuple) -> dict[str, jax.Array]:
+def _detections(model: RCNN, variables: dict, inputs: tuple) -> dict[str, jax.Array]:
     return jax.jit(model.apply)(variables, *inputs[:2])._asdict()
 
 
-def _losses(model: FasterRCNN, variables: dict, inputs: tuple) -> dict[str, jax.Array]:
+def _losses(model: RCNN, variables: dict, inputs: tuple) -> dict[str, jax.Array]:
     """Return the losses of the first anchors and regions instead of random ones."""
 
     def losses(variables: dict, *inputs: jax.Array) -> dict[str, jax.Array]:
@@ -122,7 +122,7 @@ def _losses(model: FasterRCNN, variables: dict, inputs: tuple) -> dict[str, jax.
     return jax.jit(losses)(variables, *inputs)
 
 
-def _state(model: FasterRCNN, variables: dict) -> dict[str, np.ndarray]:
+def _state(model: RCNN, variables: dict) -> dict[str, np.ndarray]:
     """Return the weights by the authors' names, but those of the backbone by timm's."""
     of_backbone = {kind: tree["backbone"] for kind, tree in variables.items()}
     state = {
@@ -134,13 +134,13 @@ def _state(model: FasterRCNN, variables: dict) -> dict[str, np.ndarray]:
     return state | {BACKBONE + key: value for key, value in named.items()}
 
 
-def _fields(model: FasterRCNN) -> dict:
+def _fields(model: RCNN) -> dict:
     """Return the fields that are numbers or tuples of them."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return {k: v for k, v in fields.items() if isinstance(v, int | float | tuple)}
 
 
-def _anchors(model: FasterRCNN, shape: tuple[int, ...]) -> list[np.ndarray]:
+def _anchors(model: RCNN, shape: tuple[int, ...]) -> list[np.ndarray]:
     found = []
     for stride, size in zip(STRIDES, model.anchor_sizes, strict=True):
         cells = (-(-shape[1] // stride), -(-shape[2] // stride))

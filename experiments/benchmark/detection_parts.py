@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from experiments.benchmark.ours import Program, compile_program
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.boxes import decode
+from resnest_jax.models.detection.rcnn import RCNN
+from resnest_jax.models.detection.roi_heads import box_weights
 from resnest_jax.models.detection.rpn import RPNOutput
 from resnest_jax.models.detection.targets import Objects
 
@@ -14,14 +17,14 @@ OURS = "ours"
 
 
 def programs(
-    model: FasterRCNN, variables: dict, inputs: tuple, train: bool
+    model: RCNN, variables: dict, inputs: tuple, train: bool
 ) -> dict[tuple[str, str], Program]:
     """Return (part, "ours") -> program: forward, in training with the gradients that it needs.
 
     These are of the parameters and of feature maps.
 
     Args:
-      inputs: images (B, H, W, 3), sizes, boxes, classes and ``valid``, see ``FasterRCNN.losses``.
+      inputs: images (B, H, W, 3), sizes, boxes, classes and ``valid``, see ``RCNN.losses``.
     """
     images, sizes, *objects = inputs
     made = {}
@@ -37,47 +40,50 @@ def programs(
         made[name, OURS] = program
         return program.call()[0] if gradient else program.call()
 
-    def endpoints_of(model: FasterRCNN, images: jax.Array) -> dict[str, jax.Array]:
+    def endpoints_of(model: RCNN, images: jax.Array) -> dict[str, jax.Array]:
         endpoints = model.backbone.features(images, train)
         return {name: x for name, x in endpoints.items() if name != "c1"}
 
     endpoints = add("backbone", ("backbone",), endpoints_of, images)
     pyramid = add("FPN", ("fpn",), lambda model, x: model.fpn(x, train), maps=endpoints)
-    output = add("RPN", ("rpn",), lambda model, x: model.rpn_output(x), maps=pyramid)
+    output = add("RPN", ("rpn",), lambda model, x: model.rpn(x), maps=pyramid)
 
-    def proposals_of(model: FasterRCNN, output: RPNOutput, sizes: jax.Array):
-        return model.select_proposals(output, sizes, train)
+    def proposals_of(model: RCNN, output: RPNOutput, sizes: jax.Array):
+        kind = "train" if train else "test"
+        numbers = (getattr(model, f"{kind}_{what}") for what in ("candidates", "proposals"))
+        return model.rpn.select(output, sizes, *numbers)
 
     proposals = add("proposals, NMS", (), proposals_of, output, sizes, gradient=False)
     boxes = proposals.boxes
     if train:
         rest = (Objects(*objects), jax.random.split(jax.random.key(0), len(images)))
 
-        def losses_of(model: FasterRCNN, maps: tuple, *rest: Any):
-            return model.rpn_losses(RPNOutput(*maps, output.anchors), *rest)
+        def losses_of(model: RCNN, maps: tuple, *rest: Any):
+            return model.rpn.losses(RPNOutput(*maps, output.anchors), *rest)
 
         add("RPN losses", (), losses_of, *rest, maps=output[:2])
 
-        def regions_of(model: FasterRCNN, *arrays: Any):
-            return model.sample_regions(*arrays)
+        def regions_of(model: RCNN, *arrays: Any):
+            return model.sample(*arrays)
 
         boxes = add("regions", (), regions_of, proposals, *rest, gradient=False).boxes
     pooled = add("RoIAlign", (), lambda model, x, boxes: model.pool(x, boxes), boxes, maps=pyramid)
 
-    def heads_of(model: FasterRCNN, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return model.predict(pooled, train)
+    def heads_of(model: RCNN, pooled: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return model.predict(pooled, train=train)
 
     outputs = add("heads", ("box_head", "box_predictor"), heads_of, maps=pooled)
     if not train:
 
-        def detections_of(model: FasterRCNN, *arrays: Any):
-            return model.select_detections(*arrays)
+        def detections_of(model: RCNN, proposals, logits, deltas, sizes):
+            refined = decode(proposals.boxes[:, :, None], deltas, box_weights(0))
+            return model.select(refined, nn.softmax(logits), proposals.valid, sizes)
 
         add("detections, NMS", (), detections_of, proposals, *outputs, sizes)
     return made
 
 
-def _forward(model: FasterRCNN, method: Callable) -> Callable:
+def _forward(model: RCNN, method: Callable) -> Callable:
     """Make a function of variables, feature maps or None, and other arrays."""
 
     def forward(variables: dict, maps: Any, *arrays: Any) -> Any:

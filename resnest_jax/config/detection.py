@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ml_collections.config_dict import placeholder
+
 from resnest_jax.config.classification import resnest_keys
 
 # It selects the best checkpoint.
@@ -32,13 +34,16 @@ def detection_keys() -> dict[str, Any]:
 
 
 def _model_keys() -> dict[str, Any]:
-    """Return the name and fields of a ``FasterRCNN``, and those of its backbone."""
+    """Return the name and fields of an ``RCNN``, and those of its backbone."""
     return resnest_keys() | {
         "name": "faster_rcnn",
         "backbone": "resnest50",
         "frozen_stages": 1,
         "features": 256,  # channels of the pyramid and of the convolutions on it
         "hidden": 1024,  # units of the box head's dense layer
+        "mask_convolutions": placeholder(int),  # of a mask head
+        # As roi_threshold, of the stages of a cascade after the first.
+        "cascade_thresholds": placeholder(tuple),
         "anchor_sizes": (32, 64, 128, 256, 512),  # pixels, of levels 2 to 6
         "anchor_ratios": (0.5, 1.0, 2.0),  # height / width
         # Overlap with an object below which an anchor is background, from which it is foreground.

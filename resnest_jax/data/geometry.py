@@ -57,16 +57,28 @@ class Transform:
 
         Edges are continuous: a box of the whole pixels i to j spans i to j + 1.
         """
+        moved = self.apply_points(boxes.reshape(-1, 2), size).reshape(-1, 4)
         if self.flip:
-            boxes = boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (size[1], 0, size[1], 0)
+            moved = moved[:, [2, 1, 0, 3]]
+        height, width = self.inside
+        return np.clip(moved, 0, (width, height) * 2)
+
+    def apply_points(self, points: np.ndarray, size: Size) -> np.ndarray:
+        """Transform points (x, y) of an image of a size, float (N, 2); they are not clipped."""
+        if self.flip:
+            points = points * (-1, 1) + (size[1], 0)
         height, width = (new / old for new, old in zip(self.resized, size, strict=True))
         y, x = self.offset
-        moved = boxes * (width, height, width, height) - (x, y, x, y)
-        inside = [
+        return points * (width, height) - (x, y)
+
+    @property
+    def inside(self) -> Size:
+        """Size of the part of the window that the image covers, at its left and top."""
+        height, width = (
             min(new - start, side)
             for new, start, side in zip(self.resized, self.offset, self.canvas, strict=True)
-        ]
-        return np.clip(moved, 0, (inside[1], inside[0]) * 2)
+        )
+        return height, width
 
     def _apply(self, array: np.ndarray, resampling: Image.Resampling, padding: int) -> np.ndarray:
         if self.flip:

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnest_jax.errors import InputError
 from resnest_jax.models.backbone import backbone_of, clone_backbone
 from resnest_jax.models.deeplab import SegmentationModel
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.rcnn import RCNN
 from resnest_jax.models.layers import winograd
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.platforms import on_cpu
@@ -21,7 +21,7 @@ from resnest_jax.models.resnest import ResNeSt
 OTHER_CONVOLUTIONS = {"bn0": "conv", "bn1": "fc1"}
 
 Path = tuple[str, ...]
-Model = TypeVar("Model", bound=ResNeSt | SegmentationModel | FasterRCNN)
+Model = TypeVar("Model", bound=ResNeSt | SegmentationModel | RCNN)
 
 
 def fold(model: Model, variables: Mapping) -> tuple[Model, dict]:

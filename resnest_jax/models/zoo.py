@@ -10,7 +10,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.deeplab import HEADS, SegmentationModel
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.rcnn import RCNN
 from resnest_jax.models.resnest import ResNeSt
 
 STAGE_SIZES = {
@@ -112,7 +112,14 @@ MODELS: dict[str, Model] = {
     "skresnet101": Model(_resnet(101, attention="sk"), 45_013_432, source=TIMM_BLOCKS),
 }
 
-DETECTOR = "faster_rcnn"
+CASCADE = {"cascade_thresholds": (0.6, 0.7), "train_proposals": 2000}
+MASK = {"mask_convolutions": 4}
+RCNNS = {
+    "faster_rcnn": {},
+    "mask_rcnn": MASK,
+    "cascade_rcnn": CASCADE,
+    "cascade_mask_rcnn": CASCADE | MASK,
+}
 
 # Old name of a field -> new name.
 RENAMED = {"expression": "implementation"}
@@ -132,19 +139,20 @@ def create_model(  # pyright: ignore[reportOverlappingOverload]
 ) -> SegmentationModel: ...
 @overload
 def create_model(  # pyright: ignore[reportOverlappingOverload]
-    name: Literal["faster_rcnn"], **fields: Any
-) -> FasterRCNN: ...
+    name: Literal["faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn"], **fields: Any
+) -> RCNN: ...
 @overload
 def create_model(name: str, **fields: Any) -> ResNeSt: ...
-def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel | FasterRCNN:
+def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel | RCNN:
     """Create a model by name, a ``flax.linen.Module``; any of its fields can be overridden.
 
     Args:
       name: one of ``list_models()``, or ``resnest{depth}_fast_{R}s{K}x{D}d`` with any radix R,
         cardinality K and width D (paper, table 3) and the average pool before the 3x3; or
-        ``deeplabv3`` or ``fcn``, see ``SegmentationModel``; or ``faster_rcnn``, see ``FasterRCNN``.
+        ``deeplabv3`` or ``fcn``, see ``SegmentationModel``; or ``faster_rcnn``, ``mask_rcnn``,
+        ``cascade_rcnn`` or ``cascade_mask_rcnn``, see ``RCNN``.
       **fields: fields of ``ResNeSt``, for example ``num_classes``, ``dtype``, ``output_stride``.
-        For segmentation and detection those of ``SegmentationModel`` or ``FasterRCNN``, with
+        For segmentation and detection those of ``SegmentationModel`` or ``RCNN``, with
         ``backbone`` a name (default ``resnest50``), and all others of the backbone. By default its
         ``output_stride`` is 8 for segmentation, its ``frozen_stages`` 1 for detection.
 
@@ -156,9 +164,9 @@ def create_model(name: str, **fields: Any) -> ResNeSt | SegmentationModel | Fast
     if name in HEADS:
         backbone, own = _on_backbone(SegmentationModel, fields, output_stride=8)
         return SegmentationModel(backbone, name, **own)
-    if name == DETECTOR:
-        backbone, own = _on_backbone(FasterRCNN, fields, frozen_stages=1)
-        return FasterRCNN(backbone, **own)
+    if name in RCNNS:
+        backbone, own = _on_backbone(RCNN, fields, frozen_stages=1)
+        return RCNN(backbone, **RCNNS[name] | own)
     preset = _fields_of(name)
     _check_known(fields, _names_of(ResNeSt))
     return ResNeSt(**preset | fields)

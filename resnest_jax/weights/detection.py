@@ -3,21 +3,20 @@
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from resnest_jax.data.coco import coco_classes
 from resnest_jax.errors import InputError
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
-from resnest_jax.models.zoo import DETECTOR
+from resnest_jax.models.detection.rcnn import RCNN
+from resnest_jax.models.zoo import RCNNS
 from resnest_jax.weights.backbone import find_backbone
 from resnest_jax.weights.card import Card, read_card
 from resnest_jax.weights.detector import count_classes, unwrap
 from resnest_jax.weights.detectron import (
     BACKBONE,
     CLASSES,
-    WIDTHS,
     anchors_of,
     as_classifier,
+    count_stages,
+    fields_of,
 )
 from resnest_jax.weights.formats import StateDict
 from resnest_jax.weights.network import Authors, Network, read_stored
@@ -33,9 +32,9 @@ class Detector(Network):
         return count_classes(self.variables)
 
     @property
-    def model(self) -> FasterRCNN:
+    def model(self) -> RCNN:
         """The network."""
-        return cast(FasterRCNN, super().model)
+        return cast(RCNN, super().model)
 
 
 def load_weights(
@@ -48,10 +47,10 @@ def load_weights(
     """Load a detector.
 
     Args:
-      name: ``faster_rcnn``; None: what the weights say.
+      name: one of ``models.zoo.RCNNS``; None: what the weights say.
       weights: the directory of a run or of weights, or a file of the authors' entries, which have
-        detectron2's names: a state dictionary or a training checkpoint. Its classes, widths and
-        anchors and, if it is of the zoo, its backbone are seen from the entries.
+        detectron2's names: a state dictionary or a training checkpoint. Its name, classes, widths
+        and anchors and, if it is of the zoo, its backbone are seen from the entries.
       checkpoint: of a run, ``last``, ``best`` or a step.
       backbone: name of the backbone; None: what the weights say.
 
@@ -66,22 +65,22 @@ def recognise(path: Path, state_dict: StateDict, backbone: str | None = None) ->
     """Return name and fields of the model of the authors' entries.
 
     Raises:
-      InputError: if they are of no ``faster_rcnn``, or of no backbone of the zoo.
+      InputError: if they are of no detector, or of no backbone of the zoo.
     """
-    if CLASSES not in state_dict:
+    stages = count_stages(state_dict)
+    if not stages:
         raise InputError(
-            f"weights {path} are not of {DETECTOR} under the authors' names: there is no {CLASSES}"
+            f"weights {path} are not of a detector under the authors' names: there is no {CLASSES}"
         )
-    widths = {
-        field: len(np.atleast_1d(state_dict[key]))
-        for field, key in WIDTHS.items()
-        if key in state_dict
+    fields = fields_of(state_dict)
+    kinds = {
+        ("cascade_thresholds" in preset, "mask_convolutions" in preset): name
+        for name, preset in RCNNS.items()
     }
     return {
-        "name": DETECTOR,
+        "name": kinds[stages > 1, "mask_convolutions" in fields],
         "backbone": backbone or find_backbone(path, state_dict, BACKBONE, as_classifier),
-        "num_classes": len(np.atleast_1d(state_dict[CLASSES])) - 1,
-        **widths,
+        **fields,
         **anchors_of(state_dict),
     }
 

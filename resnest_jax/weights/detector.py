@@ -2,15 +2,20 @@
 
 from typing import Any
 
-import numpy as np
-
 from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.rcnn import RCNN
+from resnest_jax.models.detection.roi_heads import stage_names
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.models.zoo import DETECTOR
+from resnest_jax.models.zoo import RCNNS
 from resnest_jax.weights.backbone import as_backbone, load_backbone
-from resnest_jax.weights.detectron import BACKBONE, CLASSES, PREDICTOR, as_classifier
+from resnest_jax.weights.detectron import (
+    BACKBONE,
+    PREDICTOR,
+    as_classifier,
+    count_stages,
+    fields_of,
+)
 from resnest_jax.weights.formats import (
     StateDict,
     check_no_checkpoint,
@@ -20,18 +25,18 @@ from resnest_jax.weights.formats import (
 )
 from resnest_jax.weights.torch_names import from_torch
 
-# Top-level modules besides the backbone; the last one depends on the classes.
-HEADS = ("fpn", "rpn", "box_head", "box_predictor")
 HEADS_OF_CLASSIFIERS = ("fc.", "linear.")  # the second is detectron2's name
+FIELDS_OF_HEADS = ("num_classes", "cascade_thresholds", "mask_convolutions")  # of a file
 STEM = "stem.conv1"  # in the names of a backbone that was published for detection
 
 
 def load_detector(
-    model: FasterRCNN, backbone: str, source: str | None, checkpoint: str = "last"
+    model: RCNN, backbone: str, source: str | None, checkpoint: str = "last"
 ) -> dict[str, Any]:
     """Load ``{"params", "batch_stats"}``, without the heads that the source does not have.
 
-    The box predictor is left out if it has another number of classes.
+    The heads are those that both have: a mask head is left out of a model without one. Predictors
+    are left out if they have another number of classes.
 
     Args:
       model: the model to load.
@@ -56,7 +61,8 @@ def load_detector(
                 f"weights {path} have the backbone {description['backbone']}, not {backbone}"
             )
         _, variables = restore_directory(path, is_run, checkpoint)
-        return _fitting_heads(model, variables, description["name"])
+        known = description["name"] in RCNNS
+        return _keep(variables, _fitting_heads(model, variables) if known else ())
     check_no_checkpoint(path, checkpoint)
     state_dict = unwrap(read_file(path))
     if any(key.startswith(PREDICTOR) for key in state_dict):
@@ -66,38 +72,47 @@ def load_detector(
     return load_backbone(model.backbone, backbone, path)
 
 
-def missing_heads(variables: dict[str, Any]) -> tuple[str, ...]:
+def heads(model: RCNN) -> tuple[str, ...]:
+    """Return the top-level modules of a detector besides the backbone."""
+    stages = stage_names(model.cascade_thresholds)
+    boxes = [f"{name}{stage}" for name in ("box_head", "box_predictor") for stage in stages]
+    masks = ("mask_head", "mask_predictor") if model.mask_convolutions else ()
+    return ("fpn", "rpn", *boxes, *masks)
+
+
+def missing_heads(model: RCNN, variables: dict[str, Any]) -> tuple[str, ...]:
     """Return the heads of a detector that the variables lack."""
-    return tuple(head for head in HEADS if head not in variables["params"])
+    return tuple(head for head in heads(model) if head not in variables["params"])
 
 
 def count_classes(variables: dict[str, Any]) -> int:
     """Return the number of classes of a detector, without the background."""
-    return len(variables["params"]["box_predictor"]["cls_score"]["bias"]) - 1
+    params = variables["params"]
+    first = next(params[name] for name in sorted(params) if name.startswith("box_predictor"))
+    return len(first["cls_score"]["bias"]) - 1
 
 
-def _fitting_heads(model: FasterRCNN, variables: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the variables of a model of that name without heads that do not fit."""
-    if name != DETECTOR:
-        heads = ()
-    elif count_classes(variables) == model.num_classes:
-        heads = HEADS
-    else:
-        heads = HEADS[:-1]
+def _fitting_heads(model: RCNN, variables: dict[str, Any]) -> tuple[str, ...]:
+    """Return the heads of a detector that fit another detector's variables."""
+    same = count_classes(variables) == model.num_classes
+    return tuple(head for head in heads(model) if same or "predictor" not in head)
+
+
+def _keep(variables: dict[str, Any], kept: tuple[str, ...]) -> dict[str, Any]:
+    """Return the variables of the backbone and of some heads."""
     return {
-        collection: {name: part for name, part in tree.items() if name in ("backbone", *heads)}
+        collection: {name: part for name, part in tree.items() if name in ("backbone", *kept)}
         for collection, tree in variables.items()
     }
 
 
-def _of_detector(model: FasterRCNN, state_dict: StateDict) -> dict[str, Any]:
-    """Convert the authors' entries, with any number of classes."""
-    bias = np.atleast_1d(state_dict.get(CLASSES, np.zeros(2)))
-    num_classes = len(bias) - 1
-    variables = from_torch(state_dict, model.clone(num_classes=num_classes))
-    if num_classes != model.num_classes:
-        del variables["params"]["box_predictor"]
-    return variables
+def _of_detector(model: RCNN, state_dict: StateDict) -> dict[str, Any]:
+    """Convert the authors' entries of any detector, with any number of classes."""
+    thresholds = (0.5,) * (count_stages(state_dict) - 1)  # no weight depends on them
+    fields = {"cascade_thresholds": thresholds, "mask_convolutions": 0} | fields_of(state_dict)
+    of_file = model.clone(**{name: fields[name] for name in FIELDS_OF_HEADS if name in fields})
+    variables = from_torch(state_dict, of_file)
+    return _keep(variables, _fitting_heads(model, variables))
 
 
 def _of_backbone(model: ResNeSt, state_dict: StateDict) -> dict[str, Any]:

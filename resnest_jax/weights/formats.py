@@ -12,7 +12,7 @@ import numpy as np
 from resnest_jax.errors import InputError, import_package, one_line
 from resnest_jax.files import write_atomic, write_json, writing
 from resnest_jax.models.deeplab import HEADS
-from resnest_jax.models.zoo import DETECTOR
+from resnest_jax.models.zoo import RCNNS
 from resnest_jax.weights.card import Card, safetensors_metadata, write_card
 from resnest_jax.weights.torch_files import read_torch, write_torch
 
@@ -108,7 +108,7 @@ def describe_directory(path: Path) -> tuple[dict[str, Any], bool]:
 def task_of(description: Mapping[str, Any]) -> str:
     """Return the task of a model, described by its name and fields."""
     name = description.get("name")
-    if name == DETECTOR:
+    if name in RCNNS:
         return "detection"
     return "segmentation" if name in HEADS else "classification"
 

@@ -61,6 +61,14 @@ SEGMENTERS = {
 DETECTORS = (
     "faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x-ad123c0b",
     "faster_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x-d8f284b6",
+    "faster_cascade_rcnn_ResNeSt_50_FPN_syncbn_range-scale-1x-e9955232",
+    "faster_cascade_rcnn_ResNeSt_101_FPN_syncbn_range-scale_1x-3627ef78",
+    "faster_cascade_rcnn_ResNeSt_200_FPN_syncbn_range-scale_1x-1be2a87e",
+    "mask_rcnn_ResNeSt_50_FPN_syncBN_1x-f442d863",
+    "mask_rcnn_ResNeSt_101_FPN_syncBN_1x-528502c6",
+    "mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x-c58bd325",
+    "mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x-62448b9c",
+    "mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x",
 )
 DATASETS = {"ade": "ade20k", "pcontext": "pascal_context"}
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.backbone import clone_backbone
-from resnest_jax.models.detection.detections import Detections
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.detections import Detections, Instances
+from resnest_jax.models.detection.rcnn import RCNN
 from resnest_jax.models.folding import fold
 from resnest_jax.models.inputs import check_rgb, normalize, normalize_padded
 from resnest_jax.models.layers.platforms import PLATFORMS
@@ -51,12 +51,12 @@ def export(
 
     def detect(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
         inputs = normalize_padded(images, sizes)
-        found = cast(Detections, folded.apply(variables, inputs, sizes, method="detect"))
+        found = cast(tuple, folded.apply(variables, inputs, sizes, method="detect"))
         return tuple(found)  # a reader does not know the class
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-    if isinstance(model, FasterRCNN):
+    if isinstance(model, RCNN):
         sizes = jax.ShapeDtypeStruct((batch, 2), jnp.int32)
         return jax.export.export(jax.jit(detect), platforms=platforms)(images, sizes)
     return jax.export.export(jax.jit(apply), platforms=platforms)(images)
@@ -71,8 +71,9 @@ def serialize(
     """Return the content of a file and a line about it; arguments are those of ``export``."""
     exported = export(model, variables, size, platforms)
     inputs, outputs = ("uint8 images",), ("logits",)
-    if isinstance(model, FasterRCNN):
-        inputs, outputs = ("uint8 images", "int32 sizes"), Detections._fields
+    if isinstance(model, RCNN):
+        inputs = ("uint8 images", "int32 sizes")
+        outputs = (Instances if model.mask_convolutions else Detections)._fields
     named = zip((*inputs, *outputs), (*exported.in_avals, *exported.out_avals), strict=True)
     texts = [f"{name} (B, {', '.join(map(str, array.shape[1:]))})" for name, array in named]
     taken, given = ", ".join(texts[: len(inputs)]), ", ".join(texts[len(inputs) :])

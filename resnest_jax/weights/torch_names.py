@@ -9,7 +9,7 @@ import numpy as np
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.deeplab import SegmentationModel
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.rcnn import RCNN
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.weights.checks import check_numbers
 from resnest_jax.weights.detectron import detection_entries
@@ -20,14 +20,14 @@ from resnest_jax.weights.entries import (
     segmentation_entries,
 )
 
-Network = ResNeSt | SegmentationModel | FasterRCNN
+Network = ResNeSt | SegmentationModel | RCNN
 FIRST_BLOCK = "layer1.0."
 STEM = ("stem", "conv1", "kernel")
 
 
 def torch_entries(model: Network) -> Iterator[Entry]:
     """Yield every entry of the torch state dictionary, in its order."""
-    if isinstance(model, FasterRCNN):
+    if isinstance(model, RCNN):
         return detection_entries(model)
     if isinstance(model, SegmentationModel):
         return segmentation_entries(model)

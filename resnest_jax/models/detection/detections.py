@@ -25,6 +25,21 @@ class Detections(NamedTuple):
     valid: jax.Array
 
 
+class Instances(NamedTuple):
+    """Detections of an image with masks, best first.
+
+    Attributes:
+      boxes, scores, classes, valid: see ``Detections``.
+      masks: (D, P, P) float32, probabilities in the P x P cells of each box; padding is 0.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    classes: jax.Array
+    valid: jax.Array
+    masks: jax.Array
+
+
 def select_detections(
     boxes: jax.Array,
     probabilities: jax.Array,

@@ -1,4 +1,4 @@
-"""Losses of the region proposal network and of the box head, in float32 at least."""
+"""Losses of the region proposal network and of the heads, in float32 at least."""
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,20 @@ def box_losses(
     wanted = encode(boxes, targets, weights)
     entropy = -jnp.sum(jnp.where(valid, own, 0))
     return entropy / count, _distance(deltas, wanted, foreground, beta) / count
+
+
+def mask_loss(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> jax.Array:
+    """Return the mean binary cross-entropy over the pixels of masks, a scalar; 0 without any.
+
+    Args:
+      logits: (R, P, P), of the masks of the true classes.
+      targets: (R, P, P) bool.
+      valid: (R,) bool, which regions are foreground; the others count nowhere.
+    """
+    logits = _wide(logits)
+    entropy = jax.nn.softplus(logits) - jnp.where(targets, logits, 0)
+    each = jnp.mean(entropy, (1, 2))
+    return jnp.sum(jnp.where(valid, each, 0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
 def _wide(logits: jax.Array) -> jax.Array:

@@ -143,8 +143,9 @@ def _over_tiles(
     """Fold a function over the tiles of all regions."""
     heights, widths = (jnp.array(lengths)[levels] for lengths in zip(*pooling.shapes, strict=True))
     scale = (1 / jnp.array(pooling.strides, jnp.float32))[levels]
-    y = _line(pooling, boxes[:, 1] * scale, boxes[:, 3] * scale, heights)
-    x = _line(pooling, boxes[:, 0] * scale, boxes[:, 2] * scale, widths)
+    bins = pooling.size, pooling.samples
+    y = _line(boxes[:, 1] * scale, boxes[:, 3] * scale, heights, *bins)
+    x = _line(boxes[:, 0] * scale, boxes[:, 2] * scale, widths, *bins)
     sizes = [height * width for height, width in pooling.shapes]
     first = jnp.array(np.cumsum([0, *sizes[:-1]]))[levels]
     tiles = y.tiles * x.tiles
@@ -188,14 +189,33 @@ def _most_of_batch(size: int, batched: list[bool], count: jax.Array) -> tuple[ja
     return jnp.max(count), False
 
 
-def _line(pooling: _Pooling, begin: jax.Array, end: jax.Array, length: jax.Array) -> _Line:
+def bin_weights(
+    begin: jax.Array, end: jax.Array, length: jax.Array, size: int, pixels: int
+) -> jax.Array:
+    """Return the weights (R, size, pixels) of a line of pixels in the bins of regions.
+
+    As in ``roi_align``, which is this along both axes of a map.
+
+    Args:
+      begin, end: (R,) float32, the sides of the regions in pixels.
+      length: (R,) int32, of the line; what comes after it has no weight.
+      size: bins per region.
+      pixels: at least ``length``.
+    """
+    line = _line(begin, end, length, size, None)
+    return _weights(line, jnp.zeros_like(length), size, pixels)
+
+
+def _line(
+    begin: jax.Array, end: jax.Array, length: jax.Array, size: int, samples: int | None
+) -> _Line:
     """Return the samples between the sides of boxes, (R,) in pixels of the level."""
     begin, end = begin - 0.5, end - 0.5
-    bin = (end - begin) / pooling.size
-    if pooling.samples is None:
+    bin = (end - begin) / size
+    if samples is None:
         count = jnp.maximum(jnp.ceil(bin), 0).astype(jnp.int32)
     else:
-        count = jnp.full(bin.shape, pooling.samples, jnp.int32)
+        count = jnp.full(bin.shape, samples, jnp.int32)
     step = bin / jnp.maximum(count, 1)
     start = begin + step / 2
     low, high = (
@@ -206,8 +226,8 @@ def _line(pooling: _Pooling, begin: jax.Array, end: jax.Array, length: jax.Array
     return _Line(start, step, bin, count, low, tiles, length)
 
 
-def _weights(line: _Line, low: jax.Array, size: int) -> jax.Array:
-    """Return the weights (K, P, TILE) in each bin of the pixels from ``low`` (K,) on.
+def _weights(line: _Line, low: jax.Array, size: int, pixels: int = TILE) -> jax.Array:
+    """Return the weights (K, P, pixels) in each bin of the pixels from ``low`` (K,) on.
 
     In closed form: the samples between two pixels are an arithmetic sequence, and each is shared by
     the two pixels.
@@ -215,7 +235,7 @@ def _weights(line: _Line, low: jax.Array, size: int) -> jax.Array:
     bins = jnp.arange(size, dtype=jnp.float32)[None] * line.bin[:, None]
     start = (line.start[:, None] + bins)[..., None]
     step, count, length = (part[:, None, None] for part in (line.step, line.count, line.length))
-    pixel = (low[:, None] + jnp.arange(-1, TILE + 1)[None])[:, None]
+    pixel = (low[:, None] + jnp.arange(-1, pixels + 1)[None])[:, None]
     # The samples before each pixel; the one at the outer limit still counts.
     before = (pixel - start) / jnp.maximum(step, 1e-30)
     before = jnp.where(pixel == length, jnp.floor(before) + 1, jnp.ceil(before))

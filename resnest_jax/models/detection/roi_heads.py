@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from resnest_jax.models.detection.boxes import Weights
 from resnest_jax.models.detection.fpn import xavier_init
 from resnest_jax.models.detection.rpn import normal_init
 from resnest_jax.models.layers.activation import relu
@@ -17,6 +18,7 @@ from resnest_jax.models.layers.normalization import BatchNorm
 ModuleDef = Callable[..., nn.Module]
 
 CONVOLUTIONS = 4
+BOX_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh
 
 
 class BoxHead(nn.Module):
@@ -54,9 +56,14 @@ class BoxPredictor(nn.Module):
 
     Call with the features of boxes (R, C). The deltas are dx, dy, dw, dh of the first class, then
     of the next. Both are float32 at least.
+
+    Attributes:
+      num_classes: without the background.
+      class_agnostic: whether the deltas are (R, 4), for all classes alike.
     """
 
     num_classes: int
+    class_agnostic: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,4 +71,16 @@ class BoxPredictor(nn.Module):
         dense = partial(nn.Dense, dtype=dtype)
         logits = dense(self.num_classes + 1, kernel_init=normal_init, name="cls_score")(x)
         box_init = nn.initializers.normal(0.001)
-        return logits, dense(4 * self.num_classes, kernel_init=box_init, name="bbox_pred")(x)
+        groups = 1 if self.class_agnostic else self.num_classes
+        return logits, dense(4 * groups, kernel_init=box_init, name="bbox_pred")(x)
+
+
+def stage_names(cascade_thresholds: tuple[float, ...]) -> list[str]:
+    """Return the ends of the names of each stage's heads: "0", "1", ...; "" without a cascade."""
+    return [str(i) for i in range(1 + len(cascade_thresholds))] if cascade_thresholds else [""]
+
+
+def box_weights(stage: int) -> Weights:
+    """Return the weights of the coder of boxes in a stage; later ones refine in smaller units."""
+    dx, dy, dw, dh = ((1 + stage) * weight for weight in BOX_WEIGHTS)
+    return dx, dy, dw, dh

@@ -1,4 +1,4 @@
-"""What the region proposal network and the box head are trained on: sampled boxes and targets."""
+"""What the region proposal network and the box heads are trained on: sampled boxes and targets."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnest_jax.models.detection.boxes import iou
+from resnest_jax.models.detection.boxes import clip, iou, nonempty
 from resnest_jax.models.detection.matching import (
     BACKGROUND,
     FOREGROUND,
@@ -93,6 +93,29 @@ def sample_anchors(
     return drawn, objects.boxes[index[drawn.index]]
 
 
+def match_regions(
+    boxes: jax.Array,
+    valid: jax.Array,
+    objects: Objects,
+    size: jax.Array,
+    *,
+    threshold: float,
+    num_classes: int,
+) -> Regions:
+    """Match regions of an image, clipped to it, with its objects; they have no gradient.
+
+    Args:
+      boxes: (R, 4) in pixels; empty ones become padding.
+      valid: (R,) bool, which ones are not padding.
+      objects: of the image.
+      size: (2,), height and width of the image in pixels, without padding.
+      threshold: overlap (IoU) from which on a region is foreground.
+      num_classes: without the background.
+    """
+    boxes = clip(lax.stop_gradient(boxes), size)
+    return _label(boxes, valid & nonempty(boxes), objects, threshold, num_classes)
+
+
 def sample_regions(
     proposals: jax.Array,
     valid: jax.Array,
@@ -104,9 +127,9 @@ def sample_regions(
     threshold: float = 0.5,
     key: jax.Array | None = None,
 ) -> Regions:
-    """Sample regions of an image for the losses of a box head; they have no gradient.
+    """Sample regions of an image for the losses of the heads; they have no gradient.
 
-    The objects' own boxes join the proposals, after them.
+    The objects' own boxes join the proposals, after them. The foreground comes first.
 
     Args:
       proposals: (P, 4) in pixels.
@@ -120,9 +143,19 @@ def sample_regions(
     """
     boxes = lax.stop_gradient(jnp.concatenate((proposals, objects.boxes)))
     valid = jnp.concatenate((valid, objects.valid))
+    regions = _label(boxes, valid, objects, threshold, num_classes)
+    foreground = regions.classes < num_classes
+    drawn = sample(foreground, valid & ~foreground, num, fraction, key)
+    chosen = jax.tree.map(lambda x: x[drawn.index], regions)
+    classes = jnp.where(drawn.foreground, chosen.classes, num_classes)
+    return chosen._replace(classes=classes, valid=drawn.valid)
+
+
+def _label(
+    boxes: jax.Array, valid: jax.Array, objects: Objects, threshold: float, num_classes: int
+) -> Regions:
+    """Return regions with the objects that they overlap most."""
     index, label = match_boxes(boxes, objects, threshold, threshold)
     foreground = valid & (label == FOREGROUND)
-    drawn = sample(foreground, valid & ~foreground, num, fraction, key)
-    index = index[drawn.index]
-    classes = jnp.where(drawn.foreground, objects.classes[index].astype(jnp.int32), num_classes)
-    return Regions(boxes[drawn.index], classes, index, objects.boxes[index], drawn.valid)
+    classes = jnp.where(foreground, objects.classes[index].astype(jnp.int32), num_classes)
+    return Regions(boxes, classes, index, objects.boxes[index], valid)

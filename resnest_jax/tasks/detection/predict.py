@@ -88,7 +88,8 @@ def make_detect(detector: Detector, canvases: Canvases) -> Callable[[np.ndarray]
     @jax.jit
     def apply(variables: Variables, images: jax.Array, sizes: jax.Array) -> Detections:
         inputs = normalize_padded(images, sizes)
-        return cast(Detections, model.apply(variables, inputs, sizes, method="detect"))
+        found = cast(tuple, model.apply(variables, inputs, sizes, method="detect"))
+        return Detections(*found[:4])  # without masks
 
     def detect(photo: np.ndarray) -> Found:
         element = {"image": photo, "boxes": np.zeros((0, 4)), "classes": np.zeros(0), "index": 0}

@@ -7,24 +7,23 @@ from typing import cast
 from ml_collections import ConfigDict
 
 from resnest_jax.data.sources.coco import BoxDataset
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
-from resnest_jax.models.zoo import DETECTOR
+from resnest_jax.models.detection.rcnn import RCNN
 from resnest_jax.tasks import backbone
 from resnest_jax.tasks.checks import check_choice, check_source
 from resnest_jax.tasks.detection import loading
 from resnest_jax.tasks.detection.task import Detection
 from resnest_jax.tasks.loading import loader_options
 from resnest_jax.tasks.parts import Parts
-from resnest_jax.weights.detector import HEADS, load_detector, missing_heads
+from resnest_jax.weights.detector import heads, load_detector, missing_heads
 
 DATASETS = "scenes or coco:PATH"
-LAYERS = (*backbone.LAYERS, f"^({'|'.join(HEADS)})/")
+LAYERS = (*backbone.LAYERS, "^(?!backbone/)")  # the heads last
 open_dataset = loading.open_boxes
 
 
 def check(config: ConfigDict) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
-    check_choice("model.name", config.model.name, (DETECTOR,))
+    check_choice("model.name", config.model.name, ("faster_rcnn",))
     backbone.check_network(config)
     loading.check_data(config)
 
@@ -43,15 +42,15 @@ def build(
     """
     del steps_per_epoch
     check_source(config, workdir)
-    model = cast(FasterRCNN, backbone.make_network(config, len(dataset.class_names)))
+    model = cast(RCNN, backbone.make_network(config, len(dataset.class_names)))
     load = partial(
         load_detector, model, config.model.backbone, checkpoint=config.pretrained.checkpoint
     )
     return Parts(
         Detection(model, dataset.truth),
         loading.make_batches(config, dataset, loader_options(config, workdir)),
-        pretrained=backbone.initial_weights(config, load, missing_heads),
-        new_modules=HEADS,
+        pretrained=backbone.initial_weights(config, load, partial(missing_heads, model)),
+        new_modules=heads(model),
         norm_groups=backbone.norm_groups(config),
         freeze=backbone.frozen(config),
         layers=LAYERS,

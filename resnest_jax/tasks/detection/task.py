@@ -1,13 +1,15 @@
 """Detection: inputs, losses and scores of a model that returns boxes."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from resnest_jax.config.detection import BEST_METRIC
 from resnest_jax.data.sources.coco_boxes import GroundTruth
-from resnest_jax.models.detection.faster_rcnn import FasterRCNN
+from resnest_jax.models.detection.detections import Detections
+from resnest_jax.models.detection.rcnn import RCNN
 from resnest_jax.models.inputs import normalize_padded
 from resnest_jax.tasks.detection.metrics import CocoAP
 from resnest_jax.training.task import Aux, Batch, EvalOutput, Variables
@@ -20,11 +22,11 @@ class Detection:
     """The detection task of a run.
 
     Attributes:
-      model: see ``models.detection.faster_rcnn.FasterRCNN``.
+      model: see ``models.detection.rcnn.RCNN``.
       truth: objects of the evaluation images.
     """
 
-    model: FasterRCNN
+    model: RCNN
     truth: GroundTruth
 
     best_metric = BEST_METRIC
@@ -72,7 +74,8 @@ class Detection:
     def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
         """Return the detections of every image."""
         images = normalize_padded(batch["image"], batch["size"])
-        return EvalOutput({}, self.model.apply(variables, images, batch["size"], method="detect"))
+        found = cast(tuple, self.model.apply(variables, images, batch["size"], method="detect"))
+        return EvalOutput({}, Detections(*found[:4]))  # without masks
 
     def metric(self) -> CocoAP:
         """Return a metric of COCO's figures."""

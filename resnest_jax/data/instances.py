@@ -1,0 +1,169 @@
+"""Masks of objects: COCO's polygons and run-length codes, bitmaps, and predicted masks in a box.
+
+Edges are continuous: a box or a polygon around the whole pixels i to j spans i to j + 1.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from resnest_jax.data.geometry import Size, Transform
+from resnest_jax.errors import InputError, import_package
+
+# Polygons, each x, y, x, y, ...; or a run-length code: "size" and "counts", compressed or not.
+Segmentation = Sequence[Sequence[float]] | Mapping[str, Any]
+POINTS = 3  # a polygon of fewer points is left out, as in detectron2
+
+
+def to_bitmap(segmentation: Segmentation, size: Size) -> np.ndarray:
+    """Return the pixels of an object, bool (H, W), rasterised as COCO does.
+
+    Those of all polygons together; only a run-length code has holes.
+
+    Args:
+      segmentation: polygons, which may reach beyond the image, or a run-length code.
+      size: of the image.
+
+    Raises:
+      InputError: if it is broken, or a run-length code is of another size.
+    """
+    with _input_errors(size):
+        if isinstance(segmentation, Mapping):
+            return _run_lengths(segmentation, size)
+        return _rasterize(_points(segmentation), size)
+
+
+def transform_mask(segmentation: Segmentation, transform: Transform, size: Size) -> np.ndarray:
+    """Return the pixels of an object in a transformed image, bool (H, W) of the canvas.
+
+    As in detectron2, the points of polygons are moved and rasterised there; the pixels of a
+    run-length code are resized, each the nearest one.
+
+    Args:
+      segmentation: see ``to_bitmap``.
+      transform: of the image.
+      size: of the image before.
+
+    Raises:
+      InputError: see ``to_bitmap``.
+    """
+    if isinstance(segmentation, Mapping):
+        pixels = to_bitmap(segmentation, size).astype(np.uint8)
+        return transform.apply_labels(pixels, 0).astype(bool)
+    with _input_errors(size):
+        points = [transform.apply_points(polygon, size) for polygon in _points(segmentation)]
+    height, width = transform.inside
+    canvas = np.zeros(transform.canvas, bool)
+    canvas[:height, :width] = _rasterize(points, (height, width))
+    return canvas
+
+
+def pack_masks(masks: np.ndarray) -> np.ndarray:
+    """Return masks (N, H, W) as bits, uint8 (N, H, W / 8), as the mask head is trained on them."""
+    return np.packbits(masks, axis=-1)
+
+
+def paste_mask(mask: np.ndarray, box: np.ndarray, size: Size, threshold: float = 0.5) -> np.ndarray:
+    """Return the pixels of an image that a predicted mask covers, bool (H, W).
+
+    The mask is enlarged to its box, bilinear between the centres of its cells and 0 outside. As in
+    detectron2; the box may reach beyond the image.
+
+    Args:
+      mask: (P, P) float, probabilities in the cells of the box.
+      box: (4,), in pixels of the image.
+      size: of the image.
+      threshold: least probability of a covered pixel.
+    """
+    pixels = np.zeros(size, bool)
+    y, rows = _hat_weights(box[1], box[3], size[0], mask.shape[0])
+    x, columns = _hat_weights(box[0], box[2], size[1], mask.shape[1])
+    pixels[y, x] = rows @ mask.astype(np.float32) @ columns.T >= threshold
+    return pixels
+
+
+def encode_mask(pixels: np.ndarray) -> dict[str, Any]:
+    """Return the run-length code of bool (H, W) pixels, compressed, as COCO's server takes it."""
+    code = _pycocotools().encode(np.asfortranarray(pixels, np.uint8))
+    return {"size": list(pixels.shape), "counts": code["counts"].decode()}
+
+
+@contextlib.contextmanager
+def _input_errors(size: Size) -> Iterator[None]:
+    """Turn the errors of a broken mask into InputError."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"a mask of an image of size {size} is broken: {error!r}") from None
+
+
+def _points(polygons: Sequence[Sequence[float]]) -> list[np.ndarray]:
+    """Return the points (N, 2) of each polygon."""
+    points = [np.array(polygon, float) for polygon in polygons if len(polygon) >= 2 * POINTS]
+    if any(len(polygon) % 2 or not np.isfinite(polygon).all() for polygon in points):
+        raise ValueError("a polygon needs pairs of finite numbers")
+    return [polygon.reshape(-1, 2) for polygon in points]
+
+
+def _rasterize(points: Sequence[np.ndarray], size: Size) -> np.ndarray:
+    if not points:
+        return np.zeros(size, bool)
+    coco = _pycocotools()
+    codes = coco.frPyObjects([polygon.ravel().tolist() for polygon in points], *size)
+    return coco.decode(coco.merge(codes)).astype(bool)
+
+
+def _run_lengths(code: Mapping[str, Any], size: Size) -> np.ndarray:
+    # Not by pycocotools, which decodes broken codes to whatever is in memory.
+    if list(code["size"]) != list(size):
+        raise ValueError(f"its run-length code is of size {list(code['size'])}")
+    counts = code["counts"]
+    if isinstance(counts, str | bytes):
+        counts = _uncompressed(counts.encode() if isinstance(counts, str) else counts)
+    if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
+        raise ValueError(f"its run-length code has {sum(counts)} pixels")
+    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(pixels.reshape(size, order="F"))
+
+
+def _uncompressed(code: bytes) -> list[int]:
+    """Return the run lengths of a compressed code: 5 bits in a byte, the lowest first.
+
+    From the fourth on, a number is the difference from the last but one.
+    """
+    counts: list[int] = []
+    number = shift = 0
+    for byte in code:
+        bits = byte - 48
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:  # more bits follow
+            continue
+        if bits & 16:  # negative
+            number -= 1 << shift
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+        number = shift = 0
+    return counts
+
+
+def _hat_weights(begin: float, end: float, length: int, cells: int) -> tuple[slice, np.ndarray]:
+    """Return the pixels of a line that cells from ``begin`` to ``end`` reach, and their weights.
+
+    The latter are float32 (pixels, cells).
+    """
+    side = max(end - begin, 0)
+    first, last = (
+        min(max(int(edge), 0), length)
+        for edge in (begin - side / cells, end + side / cells + 1 if side else 0)
+    )
+    centres = np.arange(first, max(first, last), dtype=np.float32) + np.float32(0.5)
+    place = (centres - np.float32(begin)) / np.float32(side or 1) * cells - np.float32(0.5)
+    distance = np.abs(place[:, None] - np.arange(cells, dtype=np.float32))
+    return slice(first, first + len(centres)), np.maximum(1 - distance, 0)
+
+
+def _pycocotools() -> ModuleType:
+    return import_package("pycocotools.mask", "resnest_jax[detection]")
