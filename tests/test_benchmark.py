@@ -18,7 +18,6 @@ from experiments.benchmark import (
 )
 from experiments.timing import random_variables
 from resnest_jax import create_model
-from resnest_jax.tasks.classification.task import Classification
 
 # One worker runs them all: they share a fixture that takes long.
 pytestmark = pytest.mark.xdist_group("benchmark")
@@ -32,9 +31,7 @@ def programs():
     images = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3))
     variables = random_variables(model, images)
     found = ours.inference(model, variables, images) | onnx_runtime.programs(model, images)
-    batch = {"image": images, "label": jnp.arange(BATCH)}
-    task = Classification(model, 10, 32)
-    return found | {"training": ours.train_step(task, batch, variables)}
+    return found | {"training": ours.training_step(model, images)}
 
 
 @pytest.mark.parametrize("kind", ["training", "multi_scale"])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.ablation.jobs import brief, provenance
-from experiments.benchmark.ours import compile_program, train_step
+from experiments.benchmark.ours import compile_program, training_step
 from experiments.timing import random_variables, time_calls
 from resnest_jax import create_model
 from resnest_jax.files import write_json
@@ -75,7 +75,7 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
         }
         try:
             infer = compile_program(model.apply, random_variables(model, images), images)
-            train = train_step(model, images)
+            train = training_step(model, images)
             infer.call(), train.call()
         except jax.errors.JaxRuntimeError as error:  # most likely out of memory
             print(f"costs: {cell} is not timed: {brief(error)}", flush=True)

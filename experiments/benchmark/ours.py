@@ -83,16 +83,17 @@ def training(model, images: jax.Array) -> dict[str, Program]:
 
     One trains the whole network; one trains only the head, with frozen batch norms.
     """
-    batch = {"image": images, "label": jnp.arange(len(images)) % model.num_classes}
-
-    def step(model, freeze: str = "") -> Program:
-        task = Classification(model, model.num_classes, images.shape[1])
-        return train_step(task, batch, random_variables(model, images), freeze)
-
     return {
-        "as trained": step(model),
-        "head alone": step(model.clone(norm="frozen"), HEAD_ALONE),
+        "as trained": training_step(model, images),
+        "head alone": training_step(model.clone(norm="frozen"), images, HEAD_ALONE),
     }
+
+
+def training_step(model, images: jax.Array, freeze: str = "") -> Program:
+    """Compile the trainer's step of a classifier, see ``train_step``."""
+    batch = {"image": images, "label": jnp.arange(len(images)) % model.num_classes}
+    task = Classification(model, model.num_classes, images.shape[1])
+    return train_step(task, batch, random_variables(model, images), freeze)
 
 
 def train_step(task: Task, batch: Batch, variables: dict, freeze: str = "") -> Program:
