@@ -54,8 +54,8 @@ def test_scenes_are_always_the_same():
     assert [[d.value for d in scene.digits] for scene in first(5)] == [
         [1],
         [6],
-        [5, 6],
-        [4, 5],
+        [5],
+        [4],
         [4],
     ]
     assert np.any(once[0].image != first(1, "training")[0].image)
@@ -74,9 +74,10 @@ def test_a_digit_has_the_pixels_that_it_covers_by_half(dark, monkeypatch):
         assert sure.mean() > 0.99
 
 
-def test_a_covered_pixel_is_the_upper_digit_s(dark):
+def test_a_covered_pixel_is_the_upper_digit_s(dark, monkeypatch):
+    monkeypatch.setattr(scenes, "SIDES", (48.0, 64.0))  # so that many scenes have several
     several = 0
-    for seed in range(60):
+    for seed in range(30):
         image, digits = scenes.compose(np.random.RandomState(seed), dark)
         assert np.max(sum(digit.mask.astype(int) for digit in digits)) == 1
         several += len(digits) > 1
@@ -92,9 +93,9 @@ def test_a_later_digit_hides_little():
     mask = np.zeros((20, 20), bool)
     mask[:10] = True  # 200 pixels
     digits = [scenes.Digit(3, mask)]
-    for columns, expected in ((3, True), (4, False)):
+    for columns, expected in ((2, True), (3, False)):
         other = np.zeros_like(mask)
-        other[:, :columns] = True  # hides 30 or 40
+        other[:, :columns] = True  # hides 20 or 30
         assert scenes._hides_little(other, digits) == expected
 
 
