@@ -16,8 +16,10 @@ with_whole_run = pytest.mark.xdist_group("whole run")
 def xla_flags(devices: int) -> str:
     """Set the number of virtual devices, and compile fast rather than run fast."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    if importlib.metadata.version("jaxlib") < "0.11":  # half the time; later ones do not have it
-        flags += " --xla_cpu_use_fusion_emitters=false"
+    if importlib.metadata.version("jaxlib") < "0.11":
+        flags += " --xla_cpu_use_fusion_emitters=false"  # half the time; later ones do not have it
+        # Else a program from the cache may wait for ever, its devices in different sums.
+        flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     return flags
 
 
