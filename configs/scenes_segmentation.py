@@ -3,10 +3,9 @@
     python -m resnest_jax.train --config=configs/scenes_segmentation.py --workdir=runs/scenes
 
 4,800 training scenes of 112x112 pixels, and 300 of other digits and other parts of the photographs
-(see resnest_jax/data/builtin/scenes.py). Classes are the ten digits and the ground. Five to six CPU
-minutes; mean IoU 86.2 %, seed 0. Half of what is missing are pixels at the edges of digits, whose
-strokes are only two cells of the feature map wide. evaluate --multi_scale is lower here: it mirrors
-the pictures, and a mirrored digit is another character.
+(see resnest_jax/data/builtin/scenes.py). Classes are the ten digits and the ground. Seven CPU
+minutes; mean IoU 91.0, 91.2, 90.2 %, seeds 0, 1, 2. A mirrored digit is another character,
+so there is no flip, in evaluate --multi_scale neither.
 """
 
 from ml_collections import ConfigDict
