@@ -1,17 +1,14 @@
 """Heads on pooled regions for masks: features, and the mask of a class (arXiv 1703.06870)."""
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from resnest_jax.models.detection.roi_heads import ModuleDef, convolutions
 from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.convolution import Conv
 from resnest_jax.models.layers.normalization import BatchNorm
-
-ModuleDef = Callable[..., nn.Module]
 
 # The authors' normal for a transposed kernel (k, k, C_out, C_in), as torch counts its fan-out.
 deconv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -38,9 +35,7 @@ class MaskHead(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool = False, valid: jax.Array | None = None
     ) -> jax.Array:
-        for i in range(1, self.convolutions + 1):
-            x = self.conv(x.shape[-1], kernel_size=3, name=f"conv{i}")(x)
-            x = relu(self.norm(name=f"bn{i}")(x, train, valid))
+        x = convolutions(self.convolutions, self.conv, self.norm, x, train, valid)
         return relu(Doubling(dtype=self.dtype, name="deconv")(x))
 
 

@@ -42,13 +42,26 @@ class BoxHead(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool = False, valid: jax.Array | None = None
     ) -> jax.Array:
-        for i in range(1, CONVOLUTIONS + 1):
-            x = self.conv(x.shape[-1], kernel_size=3, name=f"conv{i}")(x)
-            x = relu(self.norm(name=f"bn{i}")(x, train, valid))
+        x = convolutions(CONVOLUTIONS, self.conv, self.norm, x, train, valid)
         # The authors' order is channel, row, column.
         x = jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
         dense = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=xavier_init, name="fc")
         return relu(dense(x))
+
+
+def convolutions(
+    count: int,
+    conv: ModuleDef,
+    norm: ModuleDef,
+    x: jax.Array,
+    train: bool,
+    valid: jax.Array | None,
+) -> jax.Array:
+    """Apply 3x3 convolutions with norm and ReLU, which become layers of the calling module."""
+    for i in range(1, count + 1):
+        x = conv(x.shape[-1], kernel_size=3, name=f"conv{i}")(x)
+        x = relu(norm(name=f"bn{i}")(x, train, valid))
+    return x
 
 
 class BoxPredictor(nn.Module):
