@@ -10,16 +10,14 @@ from resnest_jax.data.imagenet import synsets
 from resnest_jax.data.label_tables import published_names, published_table
 from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import create_model
-from resnest_jax.weights import detection, segmentation
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import find_source
 from resnest_jax.weights.formats import SUFFIXES, write_directory, write_file
 from resnest_jax.weights.pretrained import read_weights
-from resnest_jax.weights.recognition import find_task, refuse_backbone
+from resnest_jax.weights.recognition import LOADERS, find_task, refuse_backbone
 from resnest_jax.weights.torch_names import Network, from_torch, to_torch
 
 NAMES = {"imagenet": synsets, "coco": coco_classes}  # of classes without label maps
-LOADERS = {"segmentation": segmentation.load_weights, "detection": detection.load_weights}
 
 
 class _Weights(NamedTuple):

@@ -11,10 +11,10 @@ from resnest_jax.errors import InputError, import_package
 from resnest_jax.files import check_output, write_atomic, write_json, writing
 from resnest_jax.models.backbone import clone_backbone
 from resnest_jax.models.inputs import padded
-from resnest_jax.weights import detection, segmentation, stablehlo
+from resnest_jax.weights import stablehlo
 from resnest_jax.weights.card import Card
 from resnest_jax.weights.classifier import find_source, load_classifier
-from resnest_jax.weights.recognition import find_task, refuse_backbone
+from resnest_jax.weights.recognition import LOADERS, find_task, refuse_backbone
 from resnest_jax.weights.torch_names import Network
 
 STABLEHLO, ONNX = ".stablehlo", ".onnx"
@@ -104,12 +104,11 @@ def _load(
     if task == "classification":
         refuse_backbone(backbone)
         return _classifier(name, weights, checkpoint)
+    found = LOADERS[task](name, weights, checkpoint, backbone=backbone)
     if task == "segmentation":
-        found = segmentation.load_weights(name, weights, checkpoint, backbone=backbone)
         card = Card(found.card.class_names, palette=found.card.palette)
         size = _pair(found.config.crop_size)
     else:
-        found = detection.load_weights(name, weights, checkpoint, backbone=backbone)
         card = found.full_card
         test = found.config.evaluation.short_side, found.config.data.long_side
         size = padded(test)

@@ -2,10 +2,13 @@
 
 from resnest_jax.errors import InputError
 from resnest_jax.files import local_path
+from resnest_jax.weights import detection, segmentation
 from resnest_jax.weights.card import read_model
 from resnest_jax.weights.detectron import PREDICTOR
 from resnest_jax.weights.formats import describe_directory, read_file, task_of
 from resnest_jax.weights.segmenter import BACKBONE
+
+LOADERS = {"segmentation": segmentation.load_weights, "detection": detection.load_weights}
 
 
 def find_task(name: str | None, weights: str | None) -> str:
