@@ -203,7 +203,7 @@ def test_a_folder_is_written_by_one_of_two(tmp_path):
 
 def test_directories_that_cannot_be_used_are_named(few, monkeypatch):
     few.parent.write_text("in the way")
-    with pytest.raises(InputError, match=r"dataset scenes .*1.0.0 cannot be written: "):
+    with pytest.raises(InputError, match=r"dataset scenes .*1.1.0 cannot be written: "):
         open_masks("scenes")
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
     with pytest.raises(InputError, match=r"TFDS_DATA_DIR must be a local path; got 'gs:"):

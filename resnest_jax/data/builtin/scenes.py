@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 # Part of the data set's definition: any other value is another data set, so another VERSION.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 SEED = 0
 SCENES = {"training": 4800, "validation": 300}
 HELD_OUT = 0.2  # of the digits of each class
