@@ -1,6 +1,6 @@
 """A small Faster R-CNN on the built-in scenes: handwritten digits on photographs.
 
-    python -m resnest_jax.train --config=configs/scenes_detection.py --workdir=runs/scenes
+    python -m resnest_jax.train --config=configs/scenes_detection.py --workdir=runs/digit_boxes
 
 4,800 training scenes of 112x112 pixels, and 300 of other digits and other parts of the photographs
 (see resnest_jax/data/builtin/scenes.py), written as images with boxes in COCO's form. Five CPU

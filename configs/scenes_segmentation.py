@@ -1,6 +1,6 @@
 """A small FCN on the built-in scenes: handwritten digits on photographs.
 
-    python -m resnest_jax.train --config=configs/scenes_segmentation.py --workdir=runs/scenes
+    python -m resnest_jax.train --config=configs/scenes_segmentation.py --workdir=runs/digit_maps
 
 4,800 training scenes of 112x112 pixels, and 300 of other digits and other parts of the photographs
 (see resnest_jax/data/builtin/scenes.py). Classes are the ten digits and the ground. Seven CPU
