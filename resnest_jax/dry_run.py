@@ -18,6 +18,7 @@ from resnest_jax.config import complete, flatten
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_json, writing
 from resnest_jax.runs import check_classes, parameter_table
+from resnest_jax.tasks.loading import read_batch
 from resnest_jax.training.curves import plot_schedule
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.mesh import batch_sharding, shard
@@ -122,7 +123,7 @@ def _measure_input(config: ConfigDict, folder: Path) -> tuple[HostBatch, dict]:
     # A full batch may take too long; the rate does not depend on the batch size.
     small.batch_size = min(config.batch_size, least * math.ceil(32 / least))
     batches = recipe.build(small, folder).batches
-    next(batches.eval())
+    read_batch(batches, "eval")
     stream = batches.train(0)
     # This starts the workers. A copy: the batch is in their shared memory.
     batch = jax.tree.map(np.array, next(stream))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import grain
@@ -20,6 +21,7 @@ from resnest_jax.data.order import shuffled
 from resnest_jax.data.sources import Dataset
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification.transforms import EvalTransform, TrainTransform
+from resnest_jax.tasks.loading import read_batch
 
 _AUGMENT = TrainTransform(8, shift=0.25, flip=True)
 
@@ -270,3 +272,20 @@ def _is_running(pid):
         return stat.rpartition(")")[2].split()[0] != "Z"  # Ended, not yet collected.
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_batch_to_look_at_outlives_the_workers(split):
+    """Their memory is reused; batches of evaluation lose their padding."""
+    memory = {"image": np.arange(3), "valid": np.array([True, True, False])}
+
+    def read(*_):
+        try:
+            yield memory
+        finally:  # as when the workers end
+            memory["image"][:] = -1
+
+    batches = types.SimpleNamespace(train=read, eval=read)
+    found = read_batch(batches, split, 0)["image"]
+    assert memory["image"].tolist() == [-1, -1, -1]
+    assert found.tolist() == ([0, 1, 2] if split == "train" else [0, 1])

@@ -1,13 +1,16 @@
 """How the records of a run are read."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnest_jax.data.batches import LoaderOptions
 from resnest_jax.training.mesh import round_up
+from resnest_jax.training.task import Batches, HostBatch
 
 
 def loader_options(
@@ -30,3 +33,13 @@ def loader_options(
         **config.loader,
         **others,
     )
+
+
+def read_batch(batches: Batches, split: str, index: int = 0) -> HostBatch:
+    """Return a training batch (``train``), or the images of the first of evaluation (``eval``)."""
+    stream = batches.train(index) if split == "train" else batches.eval()
+    with contextlib.closing(stream):  # ends the worker processes
+        batch = jax.tree.map(np.array, next(stream))  # a copy: it is in their shared memory
+    if split == "train":
+        return batch
+    return {name: value[batch["valid"]] for name, value in batch.items()}

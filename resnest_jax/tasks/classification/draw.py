@@ -12,6 +12,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.files import writing
 from resnest_jax.models.inputs import denormalize
 from resnest_jax.tasks.classification.task import Classification
+from resnest_jax.tasks.loading import read_batch
 from resnest_jax.training.run import Run
 
 COLUMNS = 8
@@ -36,16 +37,14 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0, step: int
     if not isinstance(task, Classification):
         name = type(task).__name__
         raise InputError(f"only batches of classification can be drawn; the task is {name}")
+    batch = read_batch(run.batches, split, batch_index)
     if split == "train":
-        batch = next(run.batches.train(batch_index))
         rng = jax.random.fold_in(jax.random.key(run.options.seed), step)
         arrays = {name: jnp.asarray(value) for name, value in batch.items()}
         normalized, targets, _ = task.inputs(jax.random.split(rng)[0], arrays)
         images = denormalize(np.asarray(normalized))
     else:
-        batch = next(run.batches.eval())
-        valid = batch["valid"]
-        images, targets = batch["image"][valid], batch["label"][valid]
+        images, targets = batch["image"], batch["label"]
         if targets.ndim == 1:
             targets = np.eye(task.num_classes)[targets]
     most = 2 if batch["label"].ndim == 1 else MOST_LABELS  # an image and its partner

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from resnest_jax.files import writing
+from resnest_jax.tasks.loading import read_batch
 from resnest_jax.training.run import Run
 
 LEAST_SIDE = 640  # longer side of a picture in pixels: smaller ones are enlarged
@@ -84,12 +85,9 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
       InputError: if the picture cannot be written.
     """
     names = run.batches.class_names
-    if split == "train":
-        batch = next(run.batches.train(batch_index))
-        title = "Training images after augmentation, with their boxes"
-    else:
-        batch = next(run.batches.eval())
-        batch = {name: value[batch["valid"]] for name, value in batch.items()}
+    batch = read_batch(run.batches, split, batch_index)
+    title = "Training images after augmentation, with their boxes"
+    if split == "eval":
         title = "Evaluation images as the network sees them, with their boxes"
     images = batch["image"]
     columns = min(COLUMNS, len(images))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from resnest_jax.data.label_tables import IGNORED
 from resnest_jax.files import writing
+from resnest_jax.tasks.loading import read_batch
 from resnest_jax.tasks.matrix import short
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
 from resnest_jax.tasks.segmentation.task import Segmentation
@@ -96,13 +97,10 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
       InputError: if the picture cannot be written.
     """
     names, palette = run.batches.class_names, cast(Segmentation, run.task).palette
-    if split == "train":
-        batch = next(run.batches.train(batch_index))
-        images, maps = batch["image"], batch["labels"]
-        title = "Training images after augmentation, with their label maps over them"
-    else:
-        batch = next(run.batches.eval())
-        images, maps = batch["image"][batch["valid"]], batch["labels"][batch["valid"]]
+    batch = read_batch(run.batches, split, batch_index)
+    images, maps = batch["image"], batch["labels"]
+    title = "Training images after augmentation, with their label maps over them"
+    if split == "eval":
         title = "Evaluation images as the network sees them, with their label maps over them"
     shares = class_shares(maps, len(names))
     present = _present(shares)[:LISTED]
