@@ -271,7 +271,7 @@ def test_preview_of_boxes(root, tmp_path):
 
 
 WRONG = {
-    "model.name": ("mask_rcnn", "model.name must be one of"),
+    "model.name": ("retinanet", "model.name must be one of"),
     "model.features": (0, "features must be an integer >= 1; got 0"),
     "model.anchor_sizes": ((8, 16), "anchor_sizes must be five positive numbers"),
     "model.score_threshold": (1.5, r"score_threshold must be in \[0, 1\]; got 1.5"),

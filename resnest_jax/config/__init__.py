@@ -97,6 +97,8 @@ def best_metric(config: ConfigDict) -> str:
     """Return the name of the metric that selects the best checkpoint of a run."""
     if config.task == "classification" and config.multi_label:
         return classification.BEST_METRIC_OF_MULTI_LABEL
+    if config.task == "detection" and detection.has_masks(config):
+        return detection.BEST_METRIC_OF_MASKS
     modules = {
         "classification": classification,
         "segmentation": segmentation,

@@ -2,12 +2,21 @@
 
 from typing import Any
 
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from resnest_jax.config.classification import resnest_keys
 
-# It selects the best checkpoint.
+# They select the best checkpoint, the second of a model with masks.
 BEST_METRIC = "eval_box_ap"
+BEST_METRIC_OF_MASKS = "eval_mask_ap"
+MASK_MODELS = ("mask_rcnn", "cascade_mask_rcnn")
+
+
+def has_masks(config: ConfigDict) -> bool:
+    """Return whether the model of a config has a mask head."""
+    convolutions = config.model.mask_convolutions
+    return config.model.name in MASK_MODELS if convolutions is None else convolutions > 0
 
 
 def detection_keys() -> dict[str, Any]:
@@ -24,7 +33,9 @@ def detection_keys() -> dict[str, Any]:
             # (height, width), of multiples of 32; (): one for the images wider than high and one
             # for the others, as small as the data set allows.
             "canvases": (),
-            "max_objects": 100,  # per training image; of more, some are chosen at random
+            # Per training image; of more, some are chosen at random. A model with masks takes
+            # this many bits for each pixel of a canvas.
+            "max_objects": 100,
             "flip": True,  # mirror half of the images
         },
         "evaluation": {
@@ -36,7 +47,7 @@ def detection_keys() -> dict[str, Any]:
 def _model_keys() -> dict[str, Any]:
     """Return the name and fields of an ``RCNN``, and those of its backbone."""
     return resnest_keys() | {
-        "name": "faster_rcnn",
+        "name": "faster_rcnn",  # or mask_rcnn, cascade_rcnn, cascade_mask_rcnn
         "backbone": "resnest50",
         "frozen_stages": 1,
         "features": 256,  # channels of the pyramid and of the convolutions on it
@@ -50,7 +61,8 @@ def _model_keys() -> dict[str, Any]:
         "rpn_thresholds": (0.3, 0.7),
         "rpn_samples": 256,  # anchors of an image in the losses
         "rpn_positives": 0.5,  # the largest fraction of foreground among them
-        # Anchors of each level that become proposals, and proposals of an image that are kept.
+        # Anchors of each level that become proposals, and proposals of an image that are kept; the
+        # authors train a cascade on 2000 of them.
         "train_candidates": 2000,
         "test_candidates": 1000,
         "train_proposals": 1000,

@@ -36,6 +36,21 @@ def to_bitmap(segmentation: Segmentation, size: Size) -> np.ndarray:
         return _rasterize(_points(segmentation), size)
 
 
+def usable_part(segmentation: Segmentation, size: Size) -> Segmentation | None:
+    """Return a segmentation without polygons of fewer than three points; None if nothing is left.
+
+    Args:
+      segmentation, size: see ``to_bitmap``.
+
+    Raises:
+      InputError: see ``to_bitmap``.
+    """
+    with _input_errors(size):
+        if isinstance(segmentation, Mapping):
+            return segmentation if sum(_counts(segmentation, size)[1::2]) else None
+        return [polygon.ravel().tolist() for polygon in _points(segmentation)] or None
+
+
 def transform_mask(segmentation: Segmentation, transform: Transform, size: Size) -> np.ndarray:
     """Return the pixels of an object in a transformed image, bool (H, W) of the canvas.
 
@@ -102,6 +117,8 @@ def _input_errors(size: Size) -> Iterator[None]:
 
 def _points(polygons: Sequence[Sequence[float]]) -> list[np.ndarray]:
     """Return the points (N, 2) of each polygon."""
+    if not all(isinstance(polygon, list | tuple | np.ndarray) for polygon in polygons):
+        raise ValueError("expected a list of polygons, each x, y, x, y, ...")
     points = [np.array(polygon, float) for polygon in polygons if len(polygon) >= 2 * POINTS]
     if any(len(polygon) % 2 or not np.isfinite(polygon).all() for polygon in points):
         raise ValueError("a polygon needs pairs of finite numbers")
@@ -118,6 +135,13 @@ def _rasterize(points: Sequence[np.ndarray], size: Size) -> np.ndarray:
 
 def _run_lengths(code: Mapping[str, Any], size: Size) -> np.ndarray:
     # Not by pycocotools, which decodes broken codes to whatever is in memory.
+    counts = _counts(code, size)
+    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return np.ascontiguousarray(pixels.reshape(size, order="F"))
+
+
+def _counts(code: Mapping[str, Any], size: Size) -> Sequence[int]:
+    """Return the lengths of the runs, of the background first; raise ValueError for wrong ones."""
     if list(code["size"]) != list(size):
         raise ValueError(f"its run-length code is of size {list(code['size'])}")
     counts = code["counts"]
@@ -125,8 +149,9 @@ def _run_lengths(code: Mapping[str, Any], size: Size) -> np.ndarray:
         counts = _uncompressed(counts.encode() if isinstance(counts, str) else counts)
     if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
         raise ValueError(f"its run-length code has {sum(counts)} pixels")
-    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return np.ascontiguousarray(pixels.reshape(size, order="F"))
+    if not all(isinstance(count, int) for count in counts):
+        raise ValueError("its run lengths must be integers")
+    return counts
 
 
 def _uncompressed(code: bytes) -> list[int]:

@@ -1,4 +1,4 @@
-"""Images with boxes, in COCO's form: the published data set and users' own."""
+"""Images with boxes and masks, in COCO's form: the published data set and users' own."""
 
 import collections
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 from resnest_jax.data.decode import check_listed_size, upright_size
 from resnest_jax.data.sources.coco_boxes import BoxRecords, GroundTruth, ground_truth, make_records
 from resnest_jax.data.sources.coco_file import CocoFile, hold_out, read_coco
+from resnest_jax.data.sources.coco_masks import has_masks
 from resnest_jax.data.sources.mask_checks import SAMPLE, THREADS
 from resnest_jax.data.sources.mask_pairs import some
 from resnest_jax.data.sources.records import EVAL_SPLITS, Dataset, find_split
@@ -52,6 +53,7 @@ def open_coco(
     eval_split: str = "auto",
     max_unreadable: int = 0,
     training: bool = True,
+    masks: bool = False,
 ) -> BoxDataset:
     """Open images with boxes, and check the annotation files, the images and some of their sizes.
 
@@ -71,11 +73,14 @@ def open_coco(
       max_unreadable: largest number of images of a split that may be missing.
       training: False: leave the training records empty. There may be no training split then; the
         classes are those of the evaluation split.
+      masks: the training records and the truth have masks too, which are checked. Training leaves
+        out objects whose polygons all have fewer than three points. Without ``training`` the truth
+        has none if the file has none.
 
     Raises:
       InputError: if the layout is another, a file is not in COCO's form, images are missing or of
-        another size, or there is nothing to train on or to evaluate. The size of each image is
-        also checked when it is decoded.
+        another size, a mask is missing or broken, or there is nothing to train on or to evaluate.
+        The size of each image is also checked when it is decoded.
     """
     kind, _, path = name.partition(":")
     if kind != KIND or not path:
@@ -88,9 +93,13 @@ def open_coco(
     train_paths, train_records = {}, BoxRecords([], np.zeros((0, 2), np.int32), [])
     if training:
         train_paths = _find_images(root, splits[0], train, max_unreadable, notes)
-        train_records = make_records(train, train_paths, labels, notes, training=True)
+        train_records = make_records(train, train_paths, labels, notes, training=True, masks=masks)
     paths = _find_images(root, splits[1], held_out, max_unreadable, notes)
     eval_records = make_records(held_out, paths, labels, notes, training=False)
+    if masks and not training and not has_masks(held_out):
+        notes.append(f"{held_out.path} has no segmentation: only the boxes are evaluated")
+        masks = False
+    truth = ground_truth(held_out, [*paths], tuple(names), notes, masks=masks)
     if both := len({*train_paths.values()} & {*paths.values()}):
         notes.append(
             f"{root}: {both} of the {len(eval_records)} evaluation images are also in the training "
@@ -101,7 +110,7 @@ def open_coco(
         eval=eval_records,
         class_names=tuple(names.values()),
         notes=tuple(notes),
-        truth=ground_truth(held_out, [*paths], tuple(names)),
+        truth=truth,
     )
 
 

@@ -1,15 +1,18 @@
 """Boxes of images from an annotation file, as records and as the truth of an evaluation."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnest_jax.data.sources.coco_file import CocoFile, Entry
+from resnest_jax.data.sources.coco_masks import read_mask
 from resnest_jax.errors import InputError
 from resnest_jax.files import read_file
 
 LEAST_SIDE = 1e-5  # pixels, as in detectron2: smaller boxes are empty
+_UNMASKED = "objects whose segmentation has no pixel and no polygon of three points"
 ROUNDING = 1.0  # pixels: boxes that reach over the border by less are not worth a word
 
 
@@ -18,18 +21,26 @@ class BoxRecords:
 
     ``{"image": bytes, "boxes": float32 (N, 4), "classes": int32 (N,), "size": (height, width),
     "index": int, "key": path}``; boxes are (left, top, right, bottom) in pixels, inside the image.
+    With masks there is ``"segmentations"``, of each box, see ``instances.Segmentation``.
 
     Args:
       paths: of the images.
       sizes: heights and widths, int32 (R, 2), as the annotation file has them.
       boxes: left, top, right, bottom and class of the objects of each image, float64 (N, 5).
+      masks: JSON of the segmentations of each image; None: no masks.
 
     Attributes:
       sizes: the argument.
       counts: number of boxes of each record, int64 (R,).
     """
 
-    def __init__(self, paths: Sequence[str], sizes: np.ndarray, boxes: Sequence[np.ndarray]):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        sizes: np.ndarray,
+        boxes: Sequence[np.ndarray],
+        masks: Sequence[bytes] | None = None,
+    ):
         self.sizes = sizes
         self.counts = np.array([len(b) for b in boxes], np.int64)
         self._paths = list(paths)
@@ -37,6 +48,7 @@ class BoxRecords:
         rows = np.concatenate([np.zeros((0, 5)), *boxes])
         self._boxes, self._classes = rows[:, :4].astype(np.float32), rows[:, 4].astype(np.int32)
         self._ends = np.cumsum(self.counts)
+        self._masks = masks
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -52,6 +64,7 @@ class BoxRecords:
             "size": tuple(self.sizes[index].tolist()),
             "index": index,
             "key": path,
+            **({"segmentations": json.loads(self._masks[index])} if self._masks else {}),
         }
 
     def key(self, index: int) -> str:
@@ -63,7 +76,8 @@ class GroundTruth(NamedTuple):
     """What the detections of an evaluation are compared with.
 
     Attributes:
-      content: images, annotations and categories as ``pycocotools`` takes them, with crowd regions.
+      content: images, annotations and categories as ``pycocotools`` takes them, with crowd regions;
+        with masks each annotation has a ``segmentation``.
       image_ids: id of the image of each record.
       category_ids: id of the category of each class.
     """
@@ -80,6 +94,7 @@ def make_records(
     notes: list[str],
     *,
     training: bool,
+    masks: bool = False,
 ) -> BoxRecords:
     """Return the records of a split; ``notes`` gets lines about boxes and images left out.
 
@@ -87,12 +102,14 @@ def make_records(
       paths: of the images that are there, by their ids.
       labels: class of each category.
       training: leave out images without a box.
+      masks: the records have masks; leave out objects without one.
 
     Raises:
-      InputError: if there is no box in the split, or all are fractions of the image.
+      InputError: if there is no box in the split, or all are fractions of the image, or if a mask
+        is missing or broken.
     """
     images = [image for image in file.images if image["id"] in paths]
-    boxes, cut, empty = [], 0, 0
+    boxes, segmentations, cut, empty, unmasked = [], [], 0, 0, 0
     for image in images:
         objects = [o for o in file.objects[image["id"]] if not o["iscrowd"]]
         whole = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
@@ -101,43 +118,78 @@ def make_records(
         usable = np.all(inside[:, 2:] - inside[:, :2] > LEAST_SIDE, 1)
         cut += np.sum(usable & np.any(np.abs(inside - whole) > ROUNDING, 1))
         empty += np.sum(~usable)
+        if masks:
+            found = {i: read_mask(file, image, objects[i]) for i in np.flatnonzero(usable)}
+            usable[[i for i, mask in found.items() if mask is None]] = False
+            unmasked += len(found) - np.sum(usable)
+            kept = [mask for mask in found.values() if mask is not None]
+            segmentations.append(json.dumps(kept, separators=(",", ":")).encode())
         classes = np.array([labels[o["category_id"]] for o in objects]).reshape(-1, 1)
         boxes.append(np.hstack([inside, classes])[usable])
     if not any(map(len, boxes)):
         raise InputError(f"{file.path} has no box in any of its {len(images)} images")
     if max(b[:, :4].max() for b in boxes if len(b)) <= 1:
         raise InputError(f"{file.path}: its boxes are fractions of the images; expected pixels")
-    used = [len(b) > 0 or not training for b in boxes]
-    _add_notes(file, notes, training, cut=cut, empty=empty, unused=used.count(False))
-    images = [image for image, keep in zip(images, used, strict=True) if keep]
-    sizes = [(int(image["height"]), int(image["width"])) for image in images]
+    used = [i for i, b in enumerate(boxes) if len(b) or not training]
+    counts = {"cut": cut, "empty": empty, "unmasked": unmasked, "unused": len(images) - len(used)}
+    _add_notes(file, notes, training, **counts)
+    sizes = [(int(images[i]["height"]), int(images[i]["width"])) for i in used]
     return BoxRecords(
-        [paths[image["id"]] for image in images],
+        [paths[images[i]["id"]] for i in used],
         np.array(sizes, np.int32),
-        [b for b, keep in zip(boxes, used, strict=True) if keep],
+        [boxes[i] for i in used],
+        [segmentations[i] for i in used] if masks else None,
     )
 
 
 def ground_truth(
-    file: CocoFile, image_ids: Sequence[int], category_ids: Sequence[int]
+    file: CocoFile,
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    notes: list[str],
+    *,
+    masks: bool = False,
 ) -> GroundTruth:
-    """Return the truth of the images of some ids, with the boxes as they are in the file."""
+    """Return the truth of the images of some ids, with the boxes as they are in the file.
+
+    Args:
+      masks: the truth has masks; ``notes`` gets a line about objects without one.
+
+    Raises:
+      InputError: if a mask is missing or broken.
+    """
     fields = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    objects = [o for i in image_ids for o in file.objects[i]]
-    content = {
-        "images": [{"id": i} for i in image_ids],
+    by_id = {image["id"]: image for image in file.images}
+    annotations, unmasked = [], 0
+    for entry in (o for i in image_ids for o in file.objects[i]):
         # Numbered from 1: to pycocotools 0 means no match.
-        "annotations": [
-            {"id": number} | {field: o[field] for field in fields}
-            for number, o in enumerate(objects, start=1)
-        ],
+        kept = {"id": len(annotations) + 1} | {field: entry[field] for field in fields}
+        if masks:
+            image = by_id[entry["image_id"]]
+            size = [int(image["height"]), int(image["width"])]
+            mask = read_mask(file, image, entry)
+            unmasked += mask is None
+            kept["segmentation"] = mask or {"size": size, "counts": [size[0] * size[1]]}
+        annotations.append(kept)
+    if unmasked:
+        notes.append(f"{file.path}: {unmasked} {_UNMASKED}, which count as not found")
+    content = {
+        "images": [{key: by_id[i][key] for key in ("id", "height", "width")} for i in image_ids],
+        "annotations": annotations,
         "categories": [{"id": i} for i in category_ids],
     }
     return GroundTruth(content, tuple(image_ids), tuple(category_ids))
 
 
 def _add_notes(
-    file: CocoFile, notes: list[str], training: bool, *, cut: int, empty: int, unused: int
+    file: CocoFile,
+    notes: list[str],
+    training: bool,
+    *,
+    cut: int,
+    empty: int,
+    unmasked: int,
+    unused: int,
 ) -> None:
     objects = [o for objects in file.objects.values() for o in objects]
     crowds = sum(bool(o["iscrowd"]) for o in objects)
@@ -151,6 +203,7 @@ def _add_notes(
         + most: cut,
         "crowd regions, "
         + ("left out" if training else "in which detections do not count"): crowds,
+        f"{_UNMASKED}, left out": unmasked,
         "images without a box, left out": unused,
     }
     notes += [f"{file.path}: {count} {line}" for line, count in lines.items() if count]

@@ -12,6 +12,7 @@ from resnest_jax.errors import InputError, one_line
 from resnest_jax.files import read_file
 
 HOLD_OUT = 5  # without an evaluation split every fifth image is for evaluation
+_OF_LVIS = ("neg_category_ids", "not_exhaustive_category_ids")
 Entry = dict[str, Any]
 
 
@@ -52,9 +53,11 @@ def read_coco(path: Path) -> CocoFile:
 
     Raises:
       InputError: if it cannot be read, is not JSON in COCO's form, an entry has a field of the
-        wrong type, an id is there twice, or an object has a category that is not in the file.
+        wrong type, an id is there twice, or an object has a category that is not in the file; or
+        if it is LVIS's, whose images do not have all their objects.
     """
     content = _load(path)
+    _refuse_lvis(path, content["images"])
     categories = _entries(path, content, "categories", _CATEGORY)
     images = _entries(path, content, "images", _IMAGE)
     objects: dict[int, list[Entry]] = {image["id"]: [] for image in images}
@@ -114,6 +117,15 @@ def _load(path: Path) -> Mapping[str, Any]:
             f"{' and no list of '.join(missing)}"
         )
     return has
+
+
+def _refuse_lvis(path: Path, images: Sequence[Any]) -> None:
+    keys = {key for image in images if isinstance(image, dict) for key in image}
+    if has := [key for key in _OF_LVIS if key in keys]:
+        raise InputError(
+            f"{path} is LVIS's: its images have {' and '.join(has)}, that is, not every object of "
+            "every class; only files with all objects, as COCO's, are read"
+        )
 
 
 def _entries(

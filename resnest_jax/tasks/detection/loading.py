@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnest_jax.config.detection import has_masks
 from resnest_jax.data.batches import Batches, EvalBatches, LoaderOptions
 from resnest_jax.data.decode import decode_sized
 from resnest_jax.data.sources import scenes
@@ -38,7 +39,7 @@ def check_evaluation(config: ConfigDict) -> None:
 def open_boxes(config: ConfigDict, *, training: bool = True) -> BoxDataset:
     """Open the data set that the config names, maybe without its training records.
 
-    Its notes say how many training images have too many objects.
+    It has masks if the model has. Its notes say how many training images have too many objects.
     """
     built_in = config.dataset == scenes.NAME
     dataset = open_coco(
@@ -47,6 +48,7 @@ def open_boxes(config: ConfigDict, *, training: bool = True) -> BoxDataset:
         eval_split=config.eval_split,
         max_unreadable=config.loader.max_unreadable,
         training=training,
+        masks=has_masks(config),
     )
     counts, most = dataset.train.counts, config.data.max_objects
     if crowded := int(np.sum(counts > most)):
@@ -68,7 +70,12 @@ def make_batches(config: ConfigDict, dataset: BoxDataset, options: LoaderOptions
     train = make_canvases(dataset.train.sizes, max(data.short_sides), data.long_side, data.canvases)
     held_out = _eval_canvases(config, dataset)
     transform = TrainTransform(
-        train, data.max_objects, data.short_sides, data.short_side_sampling, data.flip
+        train,
+        data.max_objects,
+        data.short_sides,
+        data.short_side_sampling,
+        data.flip,
+        has_masks(config),
     )
     return Batches(
         dataset,

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from resnest_jax.data.sources.coco import BoxDataset
 from resnest_jax.models.detection.rcnn import RCNN
+from resnest_jax.models.zoo import RCNNS
 from resnest_jax.tasks import backbone
 from resnest_jax.tasks.checks import check_choice, check_source
 from resnest_jax.tasks.detection import loading
@@ -23,7 +24,7 @@ open_dataset = loading.open_boxes
 
 def check(config: ConfigDict) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
-    check_choice("model.name", config.model.name, ("faster_rcnn",))
+    check_choice("model.name", config.model.name, tuple(RCNNS))
     backbone.check_network(config)
     loading.check_data(config)
 

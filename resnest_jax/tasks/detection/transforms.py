@@ -1,4 +1,4 @@
-"""Transform decoded images and their boxes to elements of a few sizes."""
+"""Transform decoded images with their boxes and masks to elements of a few sizes."""
 
 import dataclasses
 from typing import Any
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from resnest_jax.data import geometry
+from resnest_jax.data.instances import pack_masks, transform_mask
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.detection.canvases import Canvases
 
@@ -49,13 +50,16 @@ class TrainTransform(grain.transforms.RandomMap):
     - ``boxes``: float32 (max_objects, 4), left, top, right and bottom in it, zeros where there is
       no object; of more objects some are chosen at random;
     - ``classes``: int32 (max_objects,);
-    - ``object_valid``: bool (max_objects,), whether there is an object.
+    - ``object_valid``: bool (max_objects,), whether there is an object;
+    - ``masks``: of a model with masks, from the record's ``segmentations``: uint8 (max_objects, h,
+      w / 8), the pixels of each object as bits, see ``numpy.packbits``.
 
     Attributes:
       canvases: see ``canvases.Canvases``; they hold the images at the largest short side.
       short_sides: the least and the largest short side in pixels, or all of them.
       sampling: ``range``: any integer from the least to the largest; ``choice``: one of them.
       flip: mirror half of the images.
+      masks: whether the elements have masks.
 
     Raises:
       InputError: if a field is out of range.
@@ -66,6 +70,7 @@ class TrainTransform(grain.transforms.RandomMap):
     short_sides: tuple[int, ...]
     sampling: str = "range"
     flip: bool = True
+    masks: bool = False
 
     def __post_init__(self):
         check_sizes(self.short_sides, self.sampling, self.canvases.longest)
@@ -81,10 +86,15 @@ class TrainTransform(grain.transforms.RandomMap):
             "classes": jax.ShapeDtypeStruct((self.max_objects,), np.int32),
             "object_valid": jax.ShapeDtypeStruct((self.max_objects,), np.bool_),
         }
-        return tuple(
-            {"image": jax.ShapeDtypeStruct((*canvas, 3), np.uint8)} | objects
-            for canvas in self.canvases.sizes
-        )
+
+        def of_canvas(height: int, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+            spec = {"image": jax.ShapeDtypeStruct((height, width, 3), np.uint8)} | objects
+            if self.masks:
+                bits = (self.max_objects, height, width // 8)
+                spec["masks"] = jax.ShapeDtypeStruct(bits, np.uint8)
+            return spec
+
+        return tuple(of_canvas(*canvas) for canvas in self.canvases.sizes)
 
     def random_map(
         self, element: dict[str, Any], rng: np.random.Generator
@@ -98,7 +108,10 @@ class TrainTransform(grain.transforms.RandomMap):
         chosen = np.arange(len(element["boxes"]))
         if len(chosen) > self.max_objects:
             chosen = np.sort(rng.choice(chosen, self.max_objects, replace=False))
-        return _apply(transform, element, chosen, self.max_objects)
+        made = _apply(transform, element, chosen, self.max_objects)
+        if self.masks:
+            made["masks"] = _masks(transform, element, chosen, self.max_objects)
+        return made
 
 
 def check_sizes(short_sides: tuple[int, ...], sampling: str, longest: int) -> None:
@@ -144,3 +157,15 @@ def _apply(
         "classes": classes,
         "object_valid": np.arange(max_objects) < count,
     }
+
+
+def _masks(
+    transform: geometry.Transform, element: dict[str, Any], chosen: np.ndarray, max_objects: int
+) -> np.ndarray:
+    """Return the masks of the chosen objects as bits, padded."""
+    height, width = transform.canvas
+    masks = np.zeros((max_objects, height, width // 8), np.uint8)
+    for place, index in enumerate(chosen):  # one by one: unpacked they are eight times as large
+        segmentation, size = element["segmentations"][index], element["image"].shape[:2]
+        masks[place] = pack_masks(transform_mask(segmentation, transform, size))
+    return masks
