@@ -30,7 +30,7 @@ from resnest_jax.training.tracker import check_tracker
 from resnest_jax.workdir import CONFIG, PARAMETERS, check_workdir
 
 FOLDER = "dry_run"
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 # For measuring the rate of reading: at least and at most. The first batches may lie ready.
 INPUT_SECONDS = (1.0, 10.0)
 STEP_SECONDS = 5.0  # for measuring steps; a step that must take longer is not run
@@ -66,6 +66,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     if run.pretrained:
         run.pretrained()
         _show("pretrained", {"weights": config.pretrained.weights})
+    report["batch_mib"] = _show("largest batch, MiB", _batch_memory(run))
     compiled, memory = compile_step(run)
     report |= _show("memory per device, GiB", memory)
     report |= _show("disk, GiB", _disk(run, config, workdir))
@@ -173,6 +174,14 @@ def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         for name, leaf in max(run.batches.train_specs(), key=size).items()
+    }
+
+
+def _batch_memory(run: Run) -> dict[str, float]:
+    """Return the size of each array of the largest training batch, over all devices."""
+    return {
+        name: round(math.prod(leaf.shape) * leaf.dtype.itemsize / MIB, 2)
+        for name, leaf in abstract_batch(run).items()
     }
 
 

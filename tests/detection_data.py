@@ -1,9 +1,10 @@
-"""Small folders of images with boxes, in COCO's form."""
+"""Small folders of images with boxes and masks, in COCO's form."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask
 from ml_collections import ConfigDict
 from records import encode
 
@@ -23,8 +24,24 @@ def entry(image: int, category: int, box, **fields) -> dict:
     return {"image_id": image, "category_id": category, "bbox": [*box], "area": area} | fields
 
 
+def polygon(x, y, width, height) -> list[float]:
+    """Return an octagon that touches the sides of a box."""
+    u = np.array([(3, 0), (7, 0), (10, 3), (10, 7), (7, 10), (3, 10), (0, 7), (0, 3)]) / 10
+    return ((x, y) + u * (width, height)).ravel().tolist()
+
+
+def code(segmentation: list[list[float]], height: int, width: int) -> dict:
+    """Return polygons as a run-length code."""
+    codes = pycocotools.mask.frPyObjects(segmentation, height, width)
+    merged = pycocotools.mask.merge(codes)
+    return {"size": [height, width], "counts": merged["counts"].decode()}
+
+
 def content(first: int, count: int) -> dict:
-    """Return images of several sizes, and one to three boxes in each."""
+    """Return images of several sizes, and one to three boxes in each.
+
+    The segmentations are polygons in some images, run-length codes in others.
+    """
     rng = np.random.default_rng(first)
     images, objects = [], []
     for i in range(first, first + count):
@@ -33,7 +50,10 @@ def content(first: int, count: int) -> dict:
         for _ in range(rng.integers(1, 4)):
             x, y = (int(rng.integers(0, side - 16)) for side in (width, height))
             box = (x, y, *rng.integers(8, 17, 2).tolist())
-            objects.append(entry(i, int(rng.choice([*CLASSES])), box, id=len(objects), iscrowd=0))
+            own = [polygon(*box)]
+            mask = code(own, height, width) if i % 3 == 0 else own
+            fields = {"id": len(objects), "iscrowd": 0, "segmentation": mask}
+            objects.append(entry(i, int(rng.choice([*CLASSES])), box, **fields))
     return {"images": images, "annotations": objects, "categories": categories()}
 
 

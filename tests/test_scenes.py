@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 from sklearn.datasets import load_digits, load_sample_images
 
 from resnest_jax.config import complete
@@ -134,8 +135,9 @@ def test_files_are_read_as_label_maps(few):
     assert own.table.values == dataset.table.values == tuple(range(11))
 
 
-def test_files_are_read_as_boxes(few):
-    dataset = open_boxes(complete({"task": "detection", "dataset": "scenes"}))
+def test_files_are_read_as_boxes_and_masks(few):
+    values = {"task": "detection", "dataset": "scenes", "model.name": "mask_rcnn"}
+    dataset = open_boxes(complete(values))
     assert (len(dataset.train), len(dataset.eval)) == (3, 2)
     assert dataset.class_names == (
         *("zero", "one", "two", "three", "four"),
@@ -153,6 +155,14 @@ def test_files_are_read_as_boxes(few):
             assert digit.mask[bottom - 1].any()
             assert digit.mask[:, left].any()
             assert digit.mask[:, right - 1].any()
+        truth = [o for o in dataset.truth.content["annotations"] if o["image_id"] == index]
+        for entry, digit in zip(truth, scene.digits, strict=True):
+            np.testing.assert_array_equal(coco.decode(entry["segmentation"]), digit.mask)
+            assert entry["area"] == digit.mask.sum()
+    for index, scene in enumerate(first(3, "training")):
+        segmentations = dataset.train[index]["segmentations"]
+        for segmentation, digit in zip(segmentations, scene.digits, strict=True):
+            np.testing.assert_array_equal(coco.decode(segmentation), digit.mask)
 
 
 def test_files_that_a_killed_process_left_are_written_again(few, monkeypatch):
@@ -203,7 +213,7 @@ def test_a_folder_is_written_by_one_of_two(tmp_path):
 
 def test_directories_that_cannot_be_used_are_named(few, monkeypatch):
     few.parent.write_text("in the way")
-    with pytest.raises(InputError, match=r"dataset scenes .*1.1.0 cannot be written: "):
+    with pytest.raises(InputError, match=r"dataset scenes .*1.2.0 cannot be written: "):
         open_masks("scenes")
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
     with pytest.raises(InputError, match=r"TFDS_DATA_DIR must be a local path; got 'gs:"):

@@ -12,8 +12,9 @@ from typing import NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-# Part of the data set's definition: any other value is another data set, so another VERSION.
-VERSION = "1.1.0"
+# Part of the data set's definition: any other value is another data set, so another VERSION, as is
+# any other form of its files.
+VERSION = "1.2.0"
 SEED = 0
 SCENES = {"training": 4800, "validation": 300}
 HELD_OUT = 0.2  # of the digits of each class

@@ -1,4 +1,4 @@
-"""The built-in scenes as files: label maps in the layout of ADE20K, or boxes in COCO's form."""
+"""The built-in scenes as files: label maps as ADE20K has them, or objects in COCO's form."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from resnest_jax.data.builtin import scenes
+from resnest_jax.data.instances import encode_mask
 from resnest_jax.data.label_tables import published_table
 from resnest_jax.data.sources import mask_classes
 from resnest_jax.files import local_path, writing
@@ -30,12 +31,12 @@ def folder() -> Path:
     return _written(NAME, _write_label_maps)
 
 
-def folder_with_boxes() -> Path:
-    """Return the folder of the scenes with the boxes of their digits, as ``folder`` does.
+def folder_with_objects() -> Path:
+    """Return the folder of the scenes with boxes and masks of their digits, as ``folder`` does.
 
     It has ``annotations/instances_{training,validation}.json`` and ``{training,validation}/``.
     """
-    return _written(f"{NAME}_coco", _write_boxes)
+    return _written(f"{NAME}_coco", _write_objects)
 
 
 def _written(name: str, write: Callable[[Path], None]) -> Path:
@@ -71,7 +72,7 @@ def _label_map(scene: scenes.Scene, ground: int) -> np.ndarray:
     return label_map
 
 
-def _write_boxes(root: Path) -> None:
+def _write_objects(root: Path) -> None:
     (root / "annotations").mkdir()
     names = published_table(NAME).names[:10]
     for split in scenes.SCENES:
@@ -84,14 +85,14 @@ def _write_boxes(root: Path) -> None:
             height, width = scene.image.shape[:2]
             images.append({"id": index, "file_name": name, "height": height, "width": width})
             for digit in scene.digits:
-                box = _box(digit.mask)
                 objects.append(
                     {
                         "id": len(objects) + 1,
                         "image_id": index,
                         "category_id": digit.value,
-                        "bbox": box,
-                        "area": box[2] * box[3],
+                        "bbox": _box(digit.mask),
+                        "segmentation": encode_mask(digit.mask),
+                        "area": int(digit.mask.sum()),
                         "iscrowd": 0,
                     }
                 )

@@ -43,7 +43,7 @@ def open_boxes(config: ConfigDict, *, training: bool = True) -> BoxDataset:
     """
     built_in = config.dataset == scenes.NAME
     dataset = open_coco(
-        f"{KIND}:{scenes.folder_with_boxes()}" if built_in else config.dataset,
+        f"{KIND}:{scenes.folder_with_objects()}" if built_in else config.dataset,
         train_split=config.train_split,
         eval_split=config.eval_split,
         max_unreadable=config.loader.max_unreadable,
