@@ -95,16 +95,12 @@ def differences(config: ConfigDict) -> dict[str, Any]:
 
 def best_metric(config: ConfigDict) -> str:
     """Return the name of the metric that selects the best checkpoint of a run."""
-    if config.task == "classification" and config.multi_label:
-        return classification.BEST_METRIC_OF_MULTI_LABEL
-    if config.task == "detection" and detection.has_masks(config):
-        return detection.BEST_METRIC_OF_MASKS
     modules = {
         "classification": classification,
         "segmentation": segmentation,
         "detection": detection,
     }
-    return modules[config.task].BEST_METRIC
+    return modules[config.task].best_metric(config)
 
 
 def model_fields(config: ConfigDict) -> dict[str, Any]:

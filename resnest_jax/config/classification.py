@@ -2,11 +2,16 @@
 
 from typing import Any
 
+from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
-# They select the best checkpoint.
 BEST_METRIC = "eval_top1"
 BEST_METRIC_OF_MULTI_LABEL = "eval_map"
+
+
+def best_metric(config: ConfigDict) -> str:
+    """Return the name of the metric that selects the best checkpoint of a run."""
+    return BEST_METRIC_OF_MULTI_LABEL if config.multi_label else BEST_METRIC
 
 
 def classification_keys() -> dict[str, Any]:

@@ -7,7 +7,6 @@ from ml_collections.config_dict import placeholder
 
 from resnest_jax.config.classification import resnest_keys
 
-# They select the best checkpoint, the second of a model with masks.
 BEST_METRIC = "eval_box_ap"
 BEST_METRIC_OF_MASKS = "eval_mask_ap"
 MASK_MODELS = ("mask_rcnn", "cascade_mask_rcnn")
@@ -17,6 +16,11 @@ def has_masks(config: ConfigDict) -> bool:
     """Return whether the model of a config has a mask head."""
     convolutions = config.model.mask_convolutions
     return config.model.name in MASK_MODELS if convolutions is None else convolutions > 0
+
+
+def best_metric(config: ConfigDict) -> str:
+    """Return the name of the metric that selects the best checkpoint of a run."""
+    return BEST_METRIC_OF_MASKS if has_masks(config) else BEST_METRIC
 
 
 def detection_keys() -> dict[str, Any]:

@@ -2,10 +2,16 @@
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from resnest_jax.config.classification import resnest_keys
 
-# It selects the best checkpoint.
 BEST_METRIC = "eval_miou"
+
+
+def best_metric(_: ConfigDict) -> str:
+    """Return the name of the metric that selects the best checkpoint of a run."""
+    return BEST_METRIC
 
 
 def segmentation_keys() -> dict[str, Any]:
