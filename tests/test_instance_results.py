@@ -21,6 +21,7 @@ from resnest_jax.training.task import EvalOutput
 IMAGES = STORED["ground_truth"]["images"]
 CATEGORIES = STORED["ground_truth"]["categories"]
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
+EVERY = range(len(IMAGES))
 CELLS = 28
 
 
@@ -38,7 +39,7 @@ def codes(index):
     return [d["segmentation"]["counts"] for d in own]
 
 
-def filled(truth, indices=range(len(IMAGES))):
+def filled(truth, indices=EVERY):
     """Return a metric with the stored detections of some images."""
     metric = CocoAP(truth, masks=True)
     for index in indices:
