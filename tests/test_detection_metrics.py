@@ -47,7 +47,7 @@ def assert_expected(metric, figures):
     assert [*figures] == [f"box_{name}" for name in FIGURES]
     np.testing.assert_allclose([*figures.values()], EXPECTED["stats"], atol=1e-9)
     per_class = [np.nan if score is None else score for score in EXPECTED["per_category"]]
-    np.testing.assert_allclose(metric.per_class, per_class, atol=1e-9)
+    np.testing.assert_allclose(metric.scores["box"].per_class, per_class, atol=1e-9)
 
 
 def test_golden(truth, tmp_path):
@@ -102,7 +102,7 @@ def test_batches_and_processes(truth, monkeypatch):
     monkeypatch.setattr(metrics, "gather_bytes", lambda data: [data, next(others)])
     assert first.compute() == expected
     assert first.results() == one.results()
-    np.testing.assert_array_equal(first.per_class, one.per_class)
+    np.testing.assert_array_equal(first.scores["box"].per_class, one.scores["box"].per_class)
 
 
 def test_only_the_images_that_were_seen_count(truth):

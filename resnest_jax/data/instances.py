@@ -93,16 +93,16 @@ def paste_mask(mask: np.ndarray, box: np.ndarray, size: Size, threshold: float =
       size: of the image.
       threshold: least probability of a covered pixel.
     """
-    pixels = np.zeros(size, bool)
+    pixels = np.zeros(size, bool, order="F")  # column by column, as run-length codes are
     y, rows = _hat_weights(box[1], box[3], size[0], mask.shape[0])
     x, columns = _hat_weights(box[0], box[2], size[1], mask.shape[1])
-    pixels[y, x] = rows @ mask.astype(np.float32) @ columns.T >= threshold
+    pixels[y, x] = (columns @ (rows @ mask.astype(np.float32)).T >= threshold).T
     return pixels
 
 
 def encode_mask(pixels: np.ndarray) -> dict[str, Any]:
     """Return the run-length code of bool (H, W) pixels, compressed, as COCO's server takes it."""
-    code = _pycocotools().encode(np.asfortranarray(pixels, np.uint8))
+    code = _pycocotools().encode(np.asfortranarray(pixels).view(np.uint8))
     return {"size": list(pixels.shape), "counts": code["counts"].decode()}
 
 

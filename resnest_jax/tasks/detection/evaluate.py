@@ -1,11 +1,10 @@
-"""Evaluate a detector on any images with boxes, by COCO's figures."""
+"""Evaluate a detector on any images with boxes or masks, by COCO's figures."""
 
 from functools import partial
 from typing import Any
 
 from resnest_jax.tasks import evaluation
 from resnest_jax.tasks.detection import loading, recipe, report
-from resnest_jax.tasks.detection.metrics import CocoAP
 from resnest_jax.tasks.detection.task import Detection
 from resnest_jax.tasks.evaluation import Options
 from resnest_jax.tasks.progress import tell
@@ -25,12 +24,11 @@ def run(detector: Detector, options: Options | None = None) -> dict[str, Any]:
     config, dataset = evaluation.open_evaluated(
         detector, options, partial(recipe.open_dataset, training=False), recipe.DATASETS
     )
-    metric = CocoAP(dataset.truth)
+    task = Detection(detector.model, dataset.truth)
+    metric = task.metric()
     loader = evaluation.loader_of(detector, config, options.batch_size)
     batches = loading.make_eval_batches(config, dataset, loader)
-    figures = evaluation.evaluate(
-        detector, Detection(detector.model, dataset.truth), metric, batches
-    )
+    figures = evaluation.evaluate(detector, task, metric, batches)
     if is_main():
         tell(report.table(metric, dataset.class_names))
         if options.output:
