@@ -31,6 +31,8 @@ CONTRAST = 60.0  # by which a digit is brighter than what is behind it, at least
 BRIGHTNESS = (0.3, 0.6)  # factor of the photograph
 NOISE = 6.0  # standard deviation
 
+Place = tuple[slice, slice]
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 _BORDER = 2  # pixels of paper around the 8x8: bicubic interpolation takes 4x4
 
@@ -108,8 +110,7 @@ def compose(rng: np.random.RandomState, material: Material) -> Scene:
     digits: list[Digit] = []
     for _ in range(rng.randint(1, MOST + 1)):
         which = rng.randint(len(material.ink))
-        tries = (_cover(rng, material.ink[which]) for _ in range(TRIES))
-        cover = next((c for c in tries if _hides_little(c >= 0.5, digits)), None)
+        cover = _place(rng, _cover(rng, material.ink[which]), digits)
         if cover is None:  # there is no room for it
             continue
         mask = cover >= 0.5
@@ -121,9 +122,12 @@ def compose(rng: np.random.RandomState, material: Material) -> Scene:
     return Scene(np.clip(np.rint(picture), 0, 255).astype(np.uint8), tuple(digits))
 
 
-def _hides_little(mask: np.ndarray, digits: Sequence[Digit]) -> bool:
-    """Return whether a mask leaves most of each digit visible."""
-    return all((digit.mask & mask).sum() <= HIDDEN * digit.mask.sum() for digit in digits)
+def _hides_little(mask: np.ndarray, place: Place, digits: Sequence[Digit]) -> bool:
+    """Return whether a mask at a place leaves most of each digit visible."""
+    return all(
+        np.count_nonzero(digit.mask[place] & mask) <= HIDDEN * np.count_nonzero(digit.mask)
+        for digit in digits
+    )
 
 
 def _ground(rng: np.random.RandomState, photograph: np.ndarray) -> np.ndarray:
@@ -139,25 +143,40 @@ def _ground(rng: np.random.RandomState, photograph: np.ndarray) -> np.ndarray:
 
 
 def _cover(rng: np.random.RandomState, ink: np.ndarray) -> np.ndarray:
-    """Return how much of each pixel a digit covers, from 0 to 1, (SIZE, SIZE)."""
+    """Return how much of each pixel of a rectangle a digit covers, from 0 to 1."""
     side = rng.uniform(*SIDES)
     stretch = STRETCH ** rng.uniform(-0.5, 0.5)
     angle = np.deg2rad(rng.uniform(-MAX_TURN, MAX_TURN))
     scales = np.array([side / stretch, side * stretch]) / ink.shape[0]  # of x and y
-    # Of the turned rectangle.
-    reach = np.abs([[np.cos(angle), np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ scales * 4
-    centre = np.array([rng.uniform(r, SIZE - r) for r in np.minimum(reach, SIZE / 2)])
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    matrix = turn / scales[:, None]  # from the scene to the ink
+    turned = np.abs(turn.T) @ scales * ink.shape[0]  # width and height of the turned square
+    size = np.minimum(np.ceil(turned), SIZE).astype(int)
+    matrix = turn / scales[:, None]  # from the rectangle to the ink
     paper = np.pad(ink, _BORDER)
-    offset = np.array(paper.shape[::-1]) / 2 - matrix @ centre
+    offset = np.array(paper.shape[::-1]) / 2 - matrix @ size / 2
     coefficients = np.column_stack([matrix, offset]).ravel().tolist()
     enlarged = Image.fromarray(paper).transform(
-        (SIZE, SIZE), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
+        tuple(size.tolist()), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
     )
     # The ink falls from full to none over a pixel of the 8x8, the cover over one of the scene.
     sharpness = side / ink.shape[0]
     return np.clip((np.asarray(enlarged) / 255 - INK) * sharpness + 0.5, 0, 1)
+
+
+def _place(
+    rng: np.random.RandomState, cover: np.ndarray, digits: Sequence[Digit]
+) -> np.ndarray | None:
+    """Return the cover at a random place of the scene, (SIZE, SIZE), or None if there is none."""
+    height, width = cover.shape
+    mask = cover >= 0.5
+    for _ in range(TRIES):
+        top, left = rng.randint(SIZE - height + 1), rng.randint(SIZE - width + 1)
+        place = np.s_[top : top + height, left : left + width]
+        if _hides_little(mask, place, digits):
+            placed = np.zeros((SIZE, SIZE))
+            placed[place] = cover
+            return placed
+    return None
 
 
 def _colour(rng: np.random.RandomState, behind: float) -> np.ndarray:
