@@ -3,13 +3,13 @@
     python -m resnest_jax.train --config=configs/detect.py:MODEL --workdir=runs/mine \\
         --config.dataset=coco:DIR
 
-MODEL is faster_rcnn or cascade_rcnn, which is slower and finds better boxes; mask_rcnn and
-cascade_mask_rcnn need a segmentation of each object. DIR holds annotations/instances_{train,val}.json
-in COCO's form and the images in train/ and val/; python -m resnest_jax.to_coco writes that from the
-XML files of VOC and the text files of YOLO, which have no masks. The weights are fetched once;
-without a network give a file: --config.pretrained.weights=FILE. Small images want smaller
-data.short_sides, data.long_side and evaluation.short_side, and small objects smaller
-model.anchor_sizes. Another backbone is --config.model.backbone. Scores depend on the data.
+MODEL is faster_rcnn, cascade_rcnn (slower, with more exact boxes), mask_rcnn or cascade_mask_rcnn;
+the last two need a segmentation of each object. DIR holds annotations/instances_{train,val}.json in
+COCO's form and the images in train/ and val/; python -m resnest_jax.to_coco writes that, without
+masks, from the XML files of VOC and the text files of YOLO. The weights are fetched once; without a
+network give a file: --config.pretrained.weights=FILE. Small images want smaller data.short_sides,
+data.long_side and evaluation.short_side, and small objects smaller model.anchor_sizes. Another
+backbone is --config.model.backbone. Scores depend on the data.
 """
 
 from ml_collections import ConfigDict

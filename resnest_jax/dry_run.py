@@ -66,7 +66,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     if run.pretrained:
         run.pretrained()
         _show("pretrained", {"weights": config.pretrained.weights})
-    report["batch_mib"] = _show("largest batch, MiB", _batch_memory(run))
+    report["batch_mib"] = _show("largest batch, MiB", batch_memory(run))
     compiled, memory = compile_step(run)
     report |= _show("memory per device, GiB", memory)
     report |= _show("disk, GiB", _disk(run, config, workdir))
@@ -177,8 +177,8 @@ def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _batch_memory(run: Run) -> dict[str, float]:
-    """Return the size of each array of the largest training batch, over all devices."""
+def batch_memory(run: Run) -> dict[str, float]:
+    """Return the MiB of each array of the largest training batch, over all devices."""
     return {
         name: round(math.prod(leaf.shape) * leaf.dtype.itemsize / MIB, 2)
         for name, leaf in abstract_batch(run).items()

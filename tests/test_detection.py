@@ -25,16 +25,13 @@ from resnest_jax.models.inputs import normalize_padded
 from resnest_jax.tasks.detection import evaluate, predict
 from resnest_jax.tasks.detection.draw import draw_batch
 from resnest_jax.tasks.detection.metrics import FIGURES
-from resnest_jax.training import loop
-from resnest_jax.training.evaluation import make_evaluate
 from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.training.optimizer import trainable
-from resnest_jax.training.step import jit_train_step
 from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.detection import load_weights
 from resnest_jax.weights.recognition import find_task
 
-pytestmark = pytest.mark.xdist_group("detection")
+pytestmark = [pytest.mark.xdist_group("detection"), pytest.mark.usefixtures("compiled_once")]
 
 VAL = "annotations/instances_val.json"
 LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
@@ -45,29 +42,6 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("boxes")
     data.write_coco(root, train=24)
     return root
-
-
-def first_of(make):
-    """Return a function that returns the first result of ``make`` at every call."""
-    made = []
-
-    def first(run):
-        if not made:
-            made.append(make(run))
-        return made[0]
-
-    return first
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once():
-    """Equal runs share the compiled step and evaluation: tracing them takes most of the time."""
-    step = first_of(jit_train_step)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "jit_train_step", step)
-        patch.setattr(dry_run, "jit_train_step", step)
-        patch.setattr(loop, "make_evaluate", first_of(make_evaluate))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +152,14 @@ def test_images_are_normalized_as_the_authors_do_and_padded_with_zeros():
     assert not found[~inside].any()
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn_resnest50", "faster_rcnn_resnest101"])
-def test_recipes_of_coco(name, root):
-    """Schedule, decay and frozen parameters are those of the authors' 1x."""
-    config = helpers.load_config("coco", name)
+RCNNS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+
+
+@pytest.mark.parametrize("backbone", ["resnest50", "resnest101"])
+@pytest.mark.parametrize("name", RCNNS)
+def test_recipes_of_coco(name, backbone, root):
+    """Schedule, sizes, decay and frozen parameters are those of the authors' 1x."""
+    config = helpers.load_config("coco", f"{name}_{backbone}")
     config.dataset, config.train_split, config.eval_split = f"coco:{root}", "train", "val"
     config.batch_size, config.loader.workers = 8, 0
     config.data.canvases = ()
@@ -195,12 +173,29 @@ def test_recipes_of_coco(name, root):
     assert model.anchor_sizes == (32, 64, 128, 256, 512)
     assert (model.rpn_samples, model.roi_samples, model.detections) == (256, 512, 100)
     assert (model.train_candidates, model.test_candidates) == (2000, 1000)
-    if name == "faster_rcnn_resnest50":
+    is_cascade, has_masks = name.startswith("cascade"), "mask" in name
+    assert model.cascade_thresholds == ((0.6, 0.7) if is_cascade else ())
+    assert (model.train_proposals, model.test_proposals) == (2000 if is_cascade else 1000, 1000)
+    assert model.mask_convolutions == (4 if has_masks else 0)
+    assert ["masks" in spec for spec in run.batches.train_specs()] == [has_masks] * 2
+    sides = (*range(640, 801, 32),) if has_masks else (640, 800)
+    kind = "choice" if has_masks else "range"
+    assert (config.data.short_sides, config.data.short_side_sampling) == (sides, kind)
+    if f"{name}_{backbone}" == "faster_rcnn_resnest50":
         params = run.abstract_variables["params"]
         trained = trainable(params, run.options.freeze)
         leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trained), strict=True)
         frozen = [leaf.size for leaf, is_trained in leaves if not is_trained]
         assert sum(frozen) == 260_416 + 3_648  # the second are of norms, buffers in detectron2
+
+
+@pytest.mark.parametrize("name", RCNNS)
+def test_recipes_for_a_folder(name, root):
+    config = helpers.load_config("detect", name)
+    config.dataset, config.batch_size, config.loader.workers = f"coco:{root}", 8, 0
+    model = recipe.build(config).task.model
+    assert model.train_proposals == (2000 if name.startswith("cascade") else 1000)
+    assert (model.mask_convolutions > 0) == ("mask" in name)
 
 
 def test_what_decays_is_what_the_authors_decay(root):

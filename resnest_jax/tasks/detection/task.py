@@ -93,5 +93,5 @@ class Detection:
         return EvalOutput({}, cast(Detections | Instances, found))
 
     def metric(self) -> CocoAP:
-        """Return a metric of COCO's figures."""
-        return CocoAP(self.truth)
+        """Return a metric of COCO's figures, of masks too if the model has them."""
+        return CocoAP(self.truth, masks=self._has_masks)
