@@ -2,7 +2,7 @@
 
     python -m experiments.benchmark --model=resnest50 --batch_size=8 --out=/tmp/benchmark
     python -m experiments.benchmark --train               training steps instead of inference
-    python -m experiments.benchmark --layers              every 3x3 layer in every implementation
+    python -m experiments.benchmark --layers              every 3x3 layer, in every implementation
     python -m experiments.benchmark --profile             time by kind of operation, roofline
     python -m experiments.benchmark --zoo                 speed and published accuracy of the zoo
     python -m experiments.benchmark --task=segmentation --image_size=321 --batch_size=2
@@ -80,7 +80,7 @@ MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale", False, "Evaluation of segmentation at several scales.", flag_values=FLAGS
 )
 LAYERS = flags.DEFINE_bool(
-    "layers", False, "Time every 3x3 layer in every implementation.", flag_values=FLAGS
+    "layers", False, "Time every 3x3 layer, ours in every implementation.", flag_values=FLAGS
 )
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a trace; print time by kind of operation.", flag_values=FLAGS
@@ -140,7 +140,16 @@ def _benchmark(out: Path | None) -> None:
     makers = {"segmentation": segmentation.make_model, "detection": detection.make_model}
     model = makers.get(TASK.value, create_model)(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
-        report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", out)
+        found = layers.layers(model, images)
+        if TASK.value == "detection" and TRAIN.value:
+            batch = detection.make_batch(model, shape, side)
+            found = layers.layers(
+                model, *detection.loss_inputs(batch, images), None, method="losses"
+            )
+        table = layers.rows(found, DTYPE.value, REPEATS.value, TRAIN.value, TORCH.value)
+        report.show(table, "layers", out)
+        for line in layers.slower(table):
+            print(line)
         return
     print("compiling the programs", flush=True)
     kind = "training" if TRAIN.value else "multi_scale" if MULTI_SCALE.value else "inference"

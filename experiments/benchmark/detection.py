@@ -65,6 +65,11 @@ def make_batch(model: RCNN, shape: tuple[int, ...], side: int) -> Batch:
     return jax.device_put(batch)
 
 
+def loss_inputs(batch: Batch, images: jax.Array) -> tuple[jax.Array, ...]:
+    """Return what ``RCNN.losses`` takes of a batch, with normalised images."""
+    return images, *(batch[key] for key in ("size", "boxes", "classes", "object_valid"))
+
+
 def programs(
     model: RCNN, batch: Batch, backbone: str, train: bool, parts: bool, torch: bool
 ) -> dict:
@@ -74,7 +79,7 @@ def programs(
     """
     images = jax.jit(normalize_padded)(batch["image"], batch["size"])
     variables = _variables(model, images)
-    inputs = (images, *(batch[key] for key in ("size", "boxes", "classes", "object_valid")))
+    inputs = loss_inputs(batch, images)
     if parts:
         made = detection_parts.programs(model, variables, inputs, train)
     elif train:
