@@ -9,8 +9,8 @@
         DeepLabV3 on the model; also with --train, --layers, --profile, or --multi_scale: the
         evaluation of one image in windows of this size, at six scales and mirrored
     python -m experiments.benchmark --task=detection --image_size=320 --batch_size=2
-        Faster R-CNN on photos with this shorter side; also with --train, --layers, --profile, or
-        --parts: the time of each part
+        Faster R-CNN on photos with this shorter side, or --detector=mask_rcnn, cascade_rcnn or
+        cascade_mask_rcnn; also with --train, --layers, --profile, or --parts: each part's time
 
 The programs take turns, so that other load on the machine affects all of them. A row has the median
 over the rounds, the quartiles, and the ratios to the first program and to eager PyTorch, computed
@@ -22,6 +22,7 @@ inference, the extra ``onnx`` and onnxruntime; the picture needs matplotlib. Els
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -45,7 +46,7 @@ from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.models.zoo import create_model
+from resnest_jax.models.zoo import RCNNS, create_model
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.", flag_values=FLAGS)
@@ -53,7 +54,14 @@ TASK = flags.DEFINE_enum(
     "task",
     "classification",
     ["classification", "segmentation", "detection"],
-    "The model itself, or DeepLabV3 or Faster R-CNN on it.",
+    "The model itself, or DeepLabV3 or a detector on it.",
+    flag_values=FLAGS,
+)
+DETECTOR = flags.DEFINE_enum(
+    "detector",
+    None,
+    list(RCNNS),
+    "The detector of --task=detection, faster_rcnn if none is given.",
     flag_values=FLAGS,
 )
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -111,10 +119,11 @@ def _check_kinds() -> None:
     kinds += ["--multi_scale"] if MULTI_SCALE.value else []
     if len(kinds) > 1:
         raise InputError(f"{' and '.join(kinds)} are different measurements; give one of them")
-    owners = {"classification": ZOO, "segmentation": MULTI_SCALE, "detection": PARTS}
-    for task, flag in owners.items():
+    owners = {ZOO: "classification", MULTI_SCALE: "segmentation"}
+    owners |= {PARTS: "detection", DETECTOR: "detection"}
+    for flag, task in owners.items():
         if flag.value and task != TASK.value:
-            raise InputError(f"--{flag.name} is no measurement of --task={TASK.value}")
+            raise InputError(f"--{flag.name} is for --task={task}, not {TASK.value}")
 
 
 def _out() -> Path | None:
@@ -137,15 +146,14 @@ def _benchmark(out: Path | None) -> None:
         settings = (BATCH_SIZE.value, DTYPE.value, REPEATS.value, TORCH.value, COMPILED.value)
         report.show(zoo.rows(*settings), "zoo", out)
         return
-    makers = {"segmentation": segmentation.make_model, "detection": detection.make_model}
+    detector = partial(detection.make_model, detector=DETECTOR.value or "faster_rcnn")
+    makers = {"segmentation": segmentation.make_model, "detection": detector}
     model = makers.get(TASK.value, create_model)(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
         found = layers.layers(model, images)
         if TASK.value == "detection" and TRAIN.value:
             batch = detection.make_batch(model, shape, side)
-            found = layers.layers(
-                model, *detection.loss_inputs(batch, images), None, method="losses"
-            )
+            found = layers.layers(model, *detection.loss_inputs(batch, images), method="losses")
         table = layers.rows(found, DTYPE.value, REPEATS.value, TRAIN.value, TORCH.value)
         report.show(table, "layers", out)
         for line in layers.slower(table):
