@@ -25,6 +25,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -75,7 +76,11 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 8, "Images per call; 1 for latency.", lower_bound=1, flag_values=FLAGS
 )
 REPEATS = flags.DEFINE_integer(
-    "repeats", 10, "Number of timed rounds.", lower_bound=2, flag_values=FLAGS
+    "repeats",
+    None,
+    "Number of timed rounds; without it 10, of layers and parts 5.",
+    lower_bound=2,
+    flag_values=FLAGS,
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.", flag_values=FLAGS
@@ -119,9 +124,9 @@ def _check_kinds() -> None:
     kinds += ["--multi_scale"] if MULTI_SCALE.value else []
     if len(kinds) > 1:
         raise InputError(f"{' and '.join(kinds)} are different measurements; give one of them")
-    owners = {ZOO: "classification", MULTI_SCALE: "segmentation"}
-    owners |= {PARTS: "detection", DETECTOR: "detection"}
-    for flag, task in owners.items():
+    owners = [(ZOO, "classification"), (MULTI_SCALE, "segmentation")]
+    owners += [(PARTS, "detection"), (DETECTOR, "detection")]
+    for flag, task in owners:
         if flag.value and task != TASK.value:
             raise InputError(f"--{flag.name} is for --task={task}, not {TASK.value}")
 
@@ -143,21 +148,14 @@ def _benchmark(out: Path | None) -> None:
     images = jax.random.normal(jax.random.key(1), shape)
     print(f"{MODEL.value}, images {shape}, {DTYPE.value}, {jax.devices()[0].device_kind}")
     if ZOO.value:
-        settings = (BATCH_SIZE.value, DTYPE.value, REPEATS.value, TORCH.value, COMPILED.value)
+        settings = (BATCH_SIZE.value, DTYPE.value, _repeats(), TORCH.value, COMPILED.value)
         report.show(zoo.rows(*settings), "zoo", out)
         return
     detector = partial(detection.make_model, detector=DETECTOR.value or "faster_rcnn")
     makers = {"segmentation": segmentation.make_model, "detection": detector}
     model = makers.get(TASK.value, create_model)(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
-        found = layers.layers(model, images)
-        if TASK.value == "detection" and TRAIN.value:
-            batch = detection.make_batch(model, shape, side)
-            found = layers.layers(model, *detection.loss_inputs(batch, images), method="losses")
-        table = layers.rows(found, DTYPE.value, REPEATS.value, TRAIN.value, TORCH.value)
-        report.show(table, "layers", out)
-        for line in layers.slower(table):
-            print(line)
+        _layers(model, images, side, out)
         return
     print("compiling the programs", flush=True)
     kind = "training" if TRAIN.value else "multi_scale" if MULTI_SCALE.value else "inference"
@@ -174,12 +172,28 @@ def _benchmark(out: Path | None) -> None:
         program = programs["as trained"]
         report.show(profiling.rows(program, jnp.dtype(DTYPE.value), out), "profile", out)
         return
-    seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
+    seconds = time_calls({name: p.call for name, p in programs.items()}, _repeats())
     if PARTS.value:
         report.show(report.parts(seconds, detection_parts.OURS), f"{kind}_parts", out)
         return
     count = 1 if MULTI_SCALE.value else BATCH_SIZE.value
     report.show(report.comparison(seconds, programs, count), kind, out)
+
+
+def _repeats() -> int:
+    return REPEATS.value or (5 if LAYERS.value or PARTS.value else 10)
+
+
+def _layers(model: nn.Module, images: jax.Array, side: int, out: Path | None) -> None:
+    if TASK.value == "detection" and TRAIN.value:
+        batch = detection.make_batch(model, images.shape, side)
+        found = layers.layers(model, *detection.loss_inputs(batch, images), method="losses")
+    else:
+        found = layers.layers(model, images)
+    table = layers.rows(found, DTYPE.value, _repeats(), TRAIN.value, TORCH.value)
+    report.show(table, "layers", out)
+    for line in layers.slower(table):
+        print(line)
 
 
 def _classification(model: ResNeSt, images: jax.Array, torch: bool) -> dict[str, ours.Program]:

@@ -73,19 +73,21 @@ def rows(found: dict[Layer, str], dtype: str, repeats: int, train: bool, torch: 
     if torch:
         settings = {"layers": list(found), "dtype": dtype, "train": train}
         theirs = torch_process.programs("programs", "torch_layers", **settings)
-    return [
-        {"": name, **layer._asdict(), **_times(layer, _of(i, theirs), dtype, repeats, train)}
-        for i, (layer, name) in enumerate(found.items())
-    ]
+    table = []
+    for i, (layer, name) in enumerate(found.items()):
+        print(f"layer {i + 1} of {len(found)}, {name}", flush=True)
+        times = _times(layer, _of(i, theirs), dtype, repeats, train)
+        table.append({"": name, **layer._asdict(), **times})
+    return table
 
 
 def slower(table: list[dict]) -> list[str]:
-    """Return a line for each layer that PyTorch does in less time."""
-    fields = (*Layer._fields, report.RATIO)
+    """Return a line for each layer that PyTorch does in less time, the slowest one first."""
+    short = [row for row in table if row.get(report.RATIO, 1) < 1]
     return [
-        f"slower than PyTorch: {row['']}, " + ", ".join(f"{key} {row[key]}" for key in fields)
-        for row in table
-        if report.RATIO in row and row[report.RATIO] < 1
+        f"{row[report.RATIO]} of PyTorch's speed: {row['']}, "
+        + ", ".join(f"{key} {row[key]}" for key in Layer._fields)
+        for row in sorted(short, key=lambda row: row[report.RATIO])
     ]
 
 

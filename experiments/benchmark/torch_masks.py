@@ -15,7 +15,10 @@ POOLED = 14  # cells on each side of a region; a mask has twice as many
 
 
 class MaskHead(nn.Module):
-    """From pooled regions (R, C, 14, 14) and their classes (R,) to logits (R, 28, 28)."""
+    """From pooled regions (R, C, 14, 14) and their classes (R,) to logits (R, 28, 28).
+
+    As in detectron2 and torchvision, the masks of all classes are computed.
+    """
 
     def __init__(self, features: int, convolutions: int, num_classes: int):
         super().__init__()
