@@ -28,8 +28,8 @@ from resnest_jax.weights.torch_names import to_torch
 PHOTO = (480, 640)  # height and width before resizing, as of most photos of COCO
 LONGEST = 2  # the limit of the longer side, in shorter sides
 OBJECTS = 7  # per image, as in COCO
-# Overlap of foreground. Random proposals are not where the objects are: with the authors' 0.5, 3 % of
-# the regions would be foreground, which PyTorch's mask head looks at alone; with this a fifth.
+# Overlap of foreground. Random proposals are not where the objects are: with the authors' 0.5, 3 %
+# of the regions would be foreground, all that PyTorch's mask head looks at; with this a fifth is.
 ROI_THRESHOLD = 0.12
 # Random layers of a scale with which proposals stay near their anchors and scores differ.
 SCALES = {"deltas": 0.02, "cls_score": 1.5}
