@@ -243,6 +243,8 @@ CASES = {
         ("--zoo --train", "--zoo --train"),
         ("--layers --profile", "--layers --profile"),
         ("--parts", "--parts classification"),
+        ("--detector=mask_rcnn", "--detector classification"),
+        ("--task=detection --detector=yolo", "detector yolo"),
         ("resnest50", "resnest50"),
     ],
     "experiments.attention": [

@@ -1,5 +1,6 @@
 """The benchmark's arithmetic is right and its parts run; speeds are not tested."""
 
+import collections
 import json
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from experiments.benchmark import (
     detection,
     detection_parts,
+    layers,
     onnx_runtime,
     ours,
     profiling,
@@ -18,6 +20,7 @@ from experiments.benchmark import (
 )
 from experiments.timing import random_variables
 from resnest_jax import create_model
+from resnest_jax.errors import InputError
 
 # One worker runs them all: they share a fixture that takes long.
 pytestmark = pytest.mark.xdist_group("benchmark")
@@ -48,15 +51,72 @@ def test_programs_of_segmentation(kind):
         assert result.max() < 7
 
 
-@pytest.fixture
-def small_detector():
+def test_layers_of_segmentation():
+    """1x1 layers are those of the heads that see more than one pixel."""
+    model = create_model(
+        "deeplabv3", backbone="resnest14", num_classes=7, planes=(8, 8, 8, 8), stem_width=4
+    )
+    found = layers.layers(model, jnp.zeros((2, 65, 65, 3)))
+    assert len(found) == len(set(found.values()))
+    in_head = {name: layer for layer, name in found.items() if name.startswith("head")}
+    shapes = {name: (layer.kernel[0], layer.dilation) for name, layer in in_head.items()}
+    assert shapes == {
+        "head/aspp/conv0": (1, 1),
+        "head/aspp/conv1": (3, 12),
+        "head/aspp/conv2": (3, 24),
+        "head/aspp/conv3": (3, 36),
+        "head/aspp/conv_project": (1, 1),
+        "head/classifier/conv1": (3, 1),
+        "head/classifier/conv2": (1, 1),
+    }
+    of_backbone = [layer for layer, name in found.items() if name.startswith("backbone")]
+    assert {layer.kernel[0] for layer in of_backbone} == {3}
+    assert {layer.dilation for layer in of_backbone} == {1, 2}
+    assert in_head["head/aspp/conv1"].input == (2, 9, 9, 32)
+
+
+def test_layers_that_fall_short_are_listed():
+    layer = layers.Layer((2, 8, 8, 4), (3, 3, 2, 6), 1, 2, 2)
+    table = [
+        {"": name, **layer._asdict(), **({report.RATIO: ratio} if ratio else {})}
+        for name, ratio in (("a", 0.9), ("b", 1.0), ("c", None), ("d", 0.5))
+    ]
+    fields = "input (2, 8, 8, 4), kernel (3, 3, 2, 6), stride 1, dilation 2, groups 2"
+    assert layers.slower(table) == [
+        f"0.5 of PyTorch's speed: d, {fields}",
+        f"0.9 of PyTorch's speed: a, {fields}",
+    ]
+
+
+def test_pytorch_has_the_same_layers(monkeypatch):
+    pytest.importorskip("timm")
+    found = {
+        layers.Layer((2, 9, 8, 4), (3, 3, 2, 6), 1, 2, 2): "dilated",
+        layers.Layer((2, 9, 8, 4), (3, 3, 4, 6), 2, 1, 1): "strided",
+        layers.Layer((2, 9, 8, 4), (1, 1, 4, 6), 1, 1, 1): "pointwise",
+    }
+    table = layers.rows(found, "float32", 2, train=True, torch=True)
+    assert [row[""] for row in table] == ["dilated", "strided", "pointwise"]
+    assert all(row[report.RATIO] > 0 for row in table)
+    monkeypatch.setitem(layers.TOLERANCES, "float32", 0)
+    with pytest.raises(InputError, match="PyTorch's output of Layer"):
+        layers.rows(found, "float32", 2, train=True, torch=True)
+
+
+def test_layers_without_pytorch():
+    layer = layers.Layer((2, 9, 8, 4), (1, 1, 4, 6), 1, 1, 1)
+    (row,) = layers.rows({layer: "one"}, "float32", 2, train=False, torch=False)
+    assert set(row) == {"", *layer._fields, "auto ms"}
+
+
+def small_detector(name="faster_rcnn", planes=(8, 8, 8, 8), stem_width=4):
     """Return a detector and a batch of two images for it."""
     model = create_model(
-        "faster_rcnn",
+        name,
         backbone="resnest14",
         num_classes=3,
-        planes=(8, 8, 8, 8),
-        stem_width=4,
+        planes=planes,
+        stem_width=stem_width,
         features=8,
         hidden=8,
         test_proposals=20,
@@ -67,27 +127,49 @@ def small_detector():
     return model, detection.make_batch(model, (2, 64, 96, 3), 64)
 
 
-def test_parts_of_detection_make_the_detector(small_detector):
+@pytest.mark.parametrize("name", ["faster_rcnn", "cascade_mask_rcnn"])
+def test_parts_of_detection_make_the_detector(name):
     settings = {"backbone": "resnest14", "torch": False, "train": False}
-    whole = detection.programs(*small_detector, parts=False, **settings)
-    parts = detection.programs(*small_detector, parts=True, **settings)
-    found = parts["detections, NMS", detection_parts.OURS].call()
-    expected = whole["as trained"].call()
+    parts = detection.programs(*small_detector(name), parts=True, **settings)
+    results = {part: program.call() for (part, _), program in parts.items()}
+    expected = results[detection_parts.WHOLE]
     assert expected.valid.any()
+    found = [*results["detections, NMS"]]
+    if "mask" in name:
+        valid = expected.valid[..., None, None]
+        found.append(jnp.where(valid, results["mask head"], 0))
+        pasted = results["pasting masks"]
+        assert len(pasted) == expected.valid.sum()
+        assert {pixels.shape for pixels in pasted} == {detection.PHOTO}
     for ours_, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours_, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_training_step_of_detection(small_detector):
+@pytest.mark.slow
+@pytest.mark.parametrize(("train", "parts"), [(False, True), (True, True), (True, False)])
+def test_pytorch_has_the_same_detector(train, parts):
+    """Results that differ would raise; each of our parts is one of PyTorch's."""
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    detector = small_detector("cascade_mask_rcnn", (64, 128, 256, 512), 32)  # timm's
+    settings = {"backbone": "resnest14", "torch": True, "train": train, "parts": parts}
+    found = detection.programs(*detector, **settings)
+    for program in found.values():
+        program.call()
+    names = collections.Counter(name for name, _ in found) if parts else {"step": len(found)}
+    assert set(names.values()) == {3}  # ours, and PyTorch's two layouts
+
+
+def test_training_step_of_detection():
     settings = {"backbone": "resnest14", "torch": False, "train": True, "parts": False}
-    step = detection.programs(*small_detector, **settings)["as trained"]
+    step = detection.programs(*small_detector(), **settings)["as trained"]
     _, metrics = step.call()
     assert metrics["loss"] > 0
 
 
-def test_parts_of_training_have_gradients(small_detector):
+def test_parts_of_training_have_gradients():
     parts = detection.programs(
-        *small_detector, backbone="resnest14", torch=False, train=True, parts=True
+        *small_detector(), backbone="resnest14", torch=False, train=True, parts=True
     )
     of_heads = parts["heads", detection_parts.OURS].call()
     (logits, _), (of_params, of_pooled) = of_heads
@@ -109,7 +191,7 @@ def test_ratios_of_parts():
     }
     heads, rpn = report.parts(seconds, "ours")
     assert heads == {"": "heads", "ms": 200, "eager PyTorch, ms": 600, "times eager PyTorch": 3}
-    assert rpn == {"": "RPN", "ms": 100, "times eager PyTorch": ""}
+    assert rpn == {"": "RPN", "ms": 100}
 
 
 def test_programs_are_made_and_called(programs):

@@ -2,15 +2,15 @@
 
     python -m experiments.benchmark --model=resnest50 --batch_size=8 --out=/tmp/benchmark
     python -m experiments.benchmark --train               training steps instead of inference
-    python -m experiments.benchmark --layers              every 3x3 layer in every implementation
+    python -m experiments.benchmark --layers              every 3x3 layer, in every implementation
     python -m experiments.benchmark --profile             time by kind of operation, roofline
     python -m experiments.benchmark --zoo                 speed and published accuracy of the zoo
     python -m experiments.benchmark --task=segmentation --image_size=321 --batch_size=2
         DeepLabV3 on the model; also with --train, --layers, --profile, or --multi_scale: the
         evaluation of one image in windows of this size, at six scales and mirrored
     python -m experiments.benchmark --task=detection --image_size=320 --batch_size=2
-        Faster R-CNN on photos with this shorter side; also with --train, --layers, --profile, or
-        --parts: the time of each part
+        Faster R-CNN on photos with this shorter side, or --detector=mask_rcnn, cascade_rcnn or
+        cascade_mask_rcnn; also with --train, --layers, --profile, or --parts: each part's time
 
 The programs take turns, so that other load on the machine affects all of them. A row has the median
 over the rounds, the quartiles, and the ratios to the first program and to eager PyTorch, computed
@@ -22,8 +22,10 @@ inference, the extra ``onnx`` and onnxruntime; the picture needs matplotlib. Els
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
@@ -45,7 +47,7 @@ from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.files import writing
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.models.zoo import create_model
+from resnest_jax.models.zoo import RCNNS, create_model
 
 FLAGS = flags.FlagValues()
 MODEL = flags.DEFINE_string("model", "resnest50", "Name of the model.", flag_values=FLAGS)
@@ -53,7 +55,14 @@ TASK = flags.DEFINE_enum(
     "task",
     "classification",
     ["classification", "segmentation", "detection"],
-    "The model itself, or DeepLabV3 or Faster R-CNN on it.",
+    "The model itself, or DeepLabV3 or a detector on it.",
+    flag_values=FLAGS,
+)
+DETECTOR = flags.DEFINE_enum(
+    "detector",
+    None,
+    list(RCNNS),
+    "The detector of --task=detection, faster_rcnn if none is given.",
     flag_values=FLAGS,
 )
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -67,7 +76,11 @@ BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 8, "Images per call; 1 for latency.", lower_bound=1, flag_values=FLAGS
 )
 REPEATS = flags.DEFINE_integer(
-    "repeats", 10, "Number of timed rounds.", lower_bound=2, flag_values=FLAGS
+    "repeats",
+    None,
+    "Number of timed rounds; without it 10, of layers and parts 5.",
+    lower_bound=2,
+    flag_values=FLAGS,
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Dtype of activations.", flag_values=FLAGS
@@ -80,7 +93,7 @@ MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale", False, "Evaluation of segmentation at several scales.", flag_values=FLAGS
 )
 LAYERS = flags.DEFINE_bool(
-    "layers", False, "Time every 3x3 layer in every implementation.", flag_values=FLAGS
+    "layers", False, "Time every 3x3 layer, ours in every implementation.", flag_values=FLAGS
 )
 PROFILE = flags.DEFINE_bool(
     "profile", False, "Write a trace; print time by kind of operation.", flag_values=FLAGS
@@ -111,10 +124,11 @@ def _check_kinds() -> None:
     kinds += ["--multi_scale"] if MULTI_SCALE.value else []
     if len(kinds) > 1:
         raise InputError(f"{' and '.join(kinds)} are different measurements; give one of them")
-    owners = {"classification": ZOO, "segmentation": MULTI_SCALE, "detection": PARTS}
-    for task, flag in owners.items():
+    owners = [(ZOO, "classification"), (MULTI_SCALE, "segmentation")]
+    owners += [(PARTS, "detection"), (DETECTOR, "detection")]
+    for flag, task in owners:
         if flag.value and task != TASK.value:
-            raise InputError(f"--{flag.name} is no measurement of --task={TASK.value}")
+            raise InputError(f"--{flag.name} is for --task={task}, not {TASK.value}")
 
 
 def _out() -> Path | None:
@@ -134,13 +148,14 @@ def _benchmark(out: Path | None) -> None:
     images = jax.random.normal(jax.random.key(1), shape)
     print(f"{MODEL.value}, images {shape}, {DTYPE.value}, {jax.devices()[0].device_kind}")
     if ZOO.value:
-        settings = (BATCH_SIZE.value, DTYPE.value, REPEATS.value, TORCH.value, COMPILED.value)
+        settings = (BATCH_SIZE.value, DTYPE.value, _repeats(), TORCH.value, COMPILED.value)
         report.show(zoo.rows(*settings), "zoo", out)
         return
-    makers = {"segmentation": segmentation.make_model, "detection": detection.make_model}
+    detector = partial(detection.make_model, detector=DETECTOR.value or "faster_rcnn")
+    makers = {"segmentation": segmentation.make_model, "detection": detector}
     model = makers.get(TASK.value, create_model)(MODEL.value, dtype=jnp.dtype(DTYPE.value))
     if LAYERS.value:
-        report.show(layers.rows(model, images, REPEATS.value, TRAIN.value), "layers", out)
+        _layers(model, images, side, out)
         return
     print("compiling the programs", flush=True)
     kind = "training" if TRAIN.value else "multi_scale" if MULTI_SCALE.value else "inference"
@@ -157,12 +172,28 @@ def _benchmark(out: Path | None) -> None:
         program = programs["as trained"]
         report.show(profiling.rows(program, jnp.dtype(DTYPE.value), out), "profile", out)
         return
-    seconds = time_calls({name: p.call for name, p in programs.items()}, REPEATS.value)
+    seconds = time_calls({name: p.call for name, p in programs.items()}, _repeats())
     if PARTS.value:
         report.show(report.parts(seconds, detection_parts.OURS), f"{kind}_parts", out)
         return
     count = 1 if MULTI_SCALE.value else BATCH_SIZE.value
     report.show(report.comparison(seconds, programs, count), kind, out)
+
+
+def _repeats() -> int:
+    return REPEATS.value or (5 if LAYERS.value or PARTS.value else 10)
+
+
+def _layers(model: nn.Module, images: jax.Array, side: int, out: Path | None) -> None:
+    if TASK.value == "detection" and TRAIN.value:
+        batch = detection.make_batch(model, images.shape, side)
+        found = layers.layers(model, *detection.loss_inputs(batch, images), method="losses")
+    else:
+        found = layers.layers(model, images)
+    table = layers.rows(found, DTYPE.value, _repeats(), TRAIN.value, TORCH.value)
+    report.show(table, "layers", out)
+    for line in layers.slower(table):
+        print(line)
 
 
 def _classification(model: ResNeSt, images: jax.Array, torch: bool) -> dict[str, ours.Program]:

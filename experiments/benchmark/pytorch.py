@@ -138,16 +138,22 @@ def _train_step(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
 
 def program(function: Callable, way: str) -> Program:
     """Make the program of a function: its first call compiles, unless it is eager."""
-
-    def call():
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
+    call = synchronized(function)
     begun = time.perf_counter()
     call()
     seconds = None if way == EAGER else time.perf_counter() - begun
     return Program(call, seconds, temporary_mib=_temporary_mib(call))
+
+
+def synchronized(function: Callable) -> Callable[[], None]:
+    """Make a call of a function that waits for the GPU."""
+
+    def call() -> None:
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return call
 
 
 def _temporary_mib(call: Callable) -> float | None:

@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 
 EAGER = "eager"  # in the names of PyTorch's programs that are not compiled
+RATIO = "times eager PyTorch"  # the column with the ratio to the speed of its faster layout
 
 
 def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> list[dict]:
@@ -24,7 +25,7 @@ def comparison(seconds: dict[str, list[float]], programs: dict, images: int) -> 
                 "ms per call": round(1e3 * statistics.median(times), 1),
                 "times the first": round(ratio[1], 3),
                 "its quartiles": f"{ratio[0]:.3f} - {ratio[2]:.3f}",
-                "times eager PyTorch": _of_best(eager, times),
+                RATIO: _of_best(eager, times) if eager else "",
                 "compile s": _rounded(programs[name].compile_seconds),
                 "compile s, cached": _rounded(programs[name].cached_seconds),
                 "temporary MiB": _rounded(programs[name].temporary_mib),
@@ -46,12 +47,24 @@ def parts(seconds: dict[tuple[str, str], list[float]], ours: str) -> list[dict]:
         eager = [
             found for (part, whose), found in seconds.items() if part == name and whose != ours
         ]
-        row = {"": name, "ms": _milliseconds(times)}
-        if eager:
-            best = min(eager, key=statistics.median)
-            row["eager PyTorch, ms"] = _milliseconds(best)
-        rows.append(row | {"times eager PyTorch": _of_best(eager, times)})
+        rows.append({"": name, "ms": milliseconds(times), **beside_eager(eager, times)})
     return rows
+
+
+def beside_eager(eager: list[list[float]], times: list[float]) -> dict:
+    """Return the columns of eager PyTorch's faster layout, none without PyTorch.
+
+    They are its milliseconds and the ratio to its speed of calls that take ``times``.
+    """
+    if not eager:
+        return {}
+    best = min(eager, key=statistics.median)
+    return {"eager PyTorch, ms": milliseconds(best), RATIO: _of_best(eager, times)}
+
+
+def milliseconds(times: list[float]) -> float:
+    """Return the median of seconds, in milliseconds."""
+    return round(1e3 * statistics.median(times), 2)
 
 
 def speed(times: list[float], images: int) -> dict:
@@ -96,21 +109,15 @@ def _draw(axes, rows: list[dict]) -> None:
         axes.legend()
         return
     value = next(key for key in rows[0] if key in ("images/s", "ms", "auto ms"))
-    labels = [row.get("", f"{row.get('input')} {row.get('kernel')}") for row in rows]
-    axes.barh(labels[::-1], [row[value] for row in rows][::-1])
+    names, values = zip(*((row[""], row[value]) for row in rows[::-1]), strict=True)
+    axes.barh(range(len(names)), values, tick_label=names)  # names may be the same
     axes.set(xlabel=value)
 
 
-def _of_best(eager: list[list[float]], times: list[float]) -> float | str:
-    """Return the ratio to the speed of the layout with the smaller median; empty without one."""
-    if not eager:
-        return ""
+def _of_best(eager: list[list[float]], times: list[float]) -> float:
+    """Return the ratio to the speed of the layout with the smaller median."""
     best = min(eager, key=statistics.median)
     return round(statistics.median(b / t for b, t in zip(best, times, strict=True)), 3)
-
-
-def _milliseconds(times: list[float]) -> float:
-    return round(1e3 * statistics.median(times), 2)
 
 
 def _quartiles(values: list[float]) -> list[float]:

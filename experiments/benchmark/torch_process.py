@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import jax
 
@@ -13,11 +14,11 @@ from experiments.benchmark.ours import Program
 from resnest_jax.errors import InputError
 
 
-def programs(make: str, module: str = "pytorch", **settings) -> dict[str, Program]:
+def programs(make: str, module: str = "pytorch", **settings) -> dict[Any, Program]:
     """Make programs with a function of a module here, on JAX's kind of device.
 
-    A call runs in the other process and waits for it. Without PyTorch, timm or the model in timm,
-    a note is printed and there are no programs.
+    A call runs in the other process and waits for its result. Without PyTorch, timm or the model
+    in timm, a note is printed and there are no programs.
 
     Raises:
       InputError: if the function does.
@@ -38,9 +39,9 @@ def programs(make: str, module: str = "pytorch", **settings) -> dict[str, Progra
     return {name: made._replace(call=partial(_call, here, name)) for name, made in found.items()}
 
 
-def _call(connection: Connection, name: str) -> None:
+def _call(connection: Connection, name: Any) -> Any:
     connection.send(name)
-    connection.recv()
+    return connection.recv()
 
 
 def _end(connection: Connection, process) -> None:
@@ -63,5 +64,4 @@ def _serve(connection: Connection, module: str, make: str, settings: dict) -> No
     connection.send({name: program._replace(call=None) for name, program in made.items()})
     with contextlib.suppress(EOFError):  # the asking process has ended
         while True:
-            made[connection.recv()].call()
-            connection.send(None)
+            connection.send(made[connection.recv()].call())
