@@ -4,7 +4,7 @@
     python -m resnest_jax.evaluate --model=resnest50 --dataset=folder:imagenet/val
     python -m resnest_jax.evaluate --workdir=runs/ade20k --multi_scale --output=runs/ade20k
     python -m resnest_jax.evaluate --weights=deeplab.pth --dataset=ade20k:PATH --multi_scale
-    python -m resnest_jax.evaluate --workdir=runs/coco --output=runs/coco
+    python -m resnest_jax.evaluate --workdir=runs/coco --output=runs/coco [--multi_scale]
     python -m resnest_jax.evaluate --weights=faster_rcnn.pth --dataset=coco:PATH
 
 A run is evaluated as in training, and other weights by the test of the published model: its crop
@@ -53,8 +53,8 @@ IMAGE_SIZE = arguments.define_image_size(FLAGS)
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     None,
-    "Images per step, or windows with --multi_scale; default: those of the run, or 64, of "
-    "segmentation and detection 16; 4 windows per device.",
+    "Images per step, of segmentation with --multi_scale windows; default: those of the run, or "
+    "64, of segmentation and detection 16; with --multi_scale 4 windows or 1 image per device.",
     lower_bound=1,
     flag_values=FLAGS,
 )
@@ -70,7 +70,8 @@ OUTPUT = flags.DEFINE_string(
 MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale",
     False,
-    "Segmentation: whole images in sliding windows at several scales, as published scores.",
+    "At several scales: segmentation in sliding windows, as published scores; detection with the "
+    "detections of all scales united.",
     flag_values=FLAGS,
 )
 
@@ -108,11 +109,12 @@ def _segmentation(weights: str | None) -> dict[str, Any]:
 
 
 def _detection(weights: str | None) -> dict[str, Any]:
-    arguments.refuse("detection", IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS, MULTI_SCALE)
+    arguments.refuse("detection", IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
     options = detection.Options(
         dataset=DATASET.value,
         split=SPLIT.value,
         batch_size=BATCH_SIZE.value,
+        multi_scale=MULTI_SCALE.value,
         output=arguments.optional(arguments.local_path, OUTPUT),
     )
     detector = load_detector(MODEL.value, weights, CHECKPOINT.value, backbone=BACKBONE.value)

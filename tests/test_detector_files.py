@@ -113,11 +113,14 @@ def test_fields_that_no_entry_shows_travel(tmp_path):
     fields = FIELDS | {"planes": (8, 8, 8, 8), "stem_width": 4, "detections": 7}
     fields |= {"score_threshold": 0.5}
     state_dict = entries("faster_rcnn", **fields)
-    card = Card(("cat", "dog"), short_side=64, long_side=96)
+    views = {"view_sides": (48, 80), "view_long_side": 128, "flip": False}
+    card = Card(("cat", "dog"), short_side=64, long_side=96, **views)
     write_file(tmp_path / "a.safetensors", state_dict, card, {"name": "faster_rcnn"} | fields)
     convert(None, str(tmp_path / "a.safetensors"), tmp_path / "folder")
     found = load_weights(None, str(tmp_path / "folder"))
     assert (found.config.evaluation.short_side, found.config.data.long_side) == (64, 96)
+    assert found.config.evaluation.short_sides == (48, 80)
+    assert not found.config.data.flip
     assert (found.model.detections, found.model.score_threshold) == (7, 0.5)
     assert found.full_card == card
     assert_holds(found, state_dict)

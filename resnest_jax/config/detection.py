@@ -44,6 +44,10 @@ def detection_keys() -> dict[str, Any]:
         },
         "evaluation": {
             "short_side": 800,  # of the images; the longer one is at most data.long_side
+            # Of the views of an image in the multi-scale evaluation, whose longer side is at most
+            # evaluation.long_side. Each is mirrored too, with data.flip.
+            "short_sides": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+            "long_side": 4000,
         },
     }
 

@@ -9,7 +9,14 @@ from resnest_jax.training.distributed import is_main, local, sum_over_processes
 from resnest_jax.training.mesh import batch_sharding, replicated, shard
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState
-from resnest_jax.training.task import EvalBatches, EvalOutput, Evaluator, HostBatch, Variables
+from resnest_jax.training.task import (
+    EvalBatches,
+    EvalOutput,
+    Evaluator,
+    HostBatch,
+    Metric,
+    Variables,
+)
 
 
 def make_evaluate(run: Run) -> Callable[[TrainState], dict[str, float]]:
@@ -28,24 +35,36 @@ def make_evaluate_variables(
     def evaluate(variables: Variables) -> dict[str, float]:
         # A moving average may be sharded over the devices.
         variables = jax.device_put(variables, replicated(mesh))
-        metric = task.metric()
-
-        def read(output: EvalOutput, batch: HostBatch) -> None:
-            metric.update(EvalOutput(jax.device_get(output.sums), local(output.per_image)), batch)
-
-        pending, seen = None, 0
-        for batch in batches.eval():
-            seen += int(batch["valid"].sum())
-            output = eval_step(variables, shard(batch, mesh))
-            if pending:
-                read(*pending)  # one batch late, to keep the device busy
-            pending = output, batch
-        if pending:
-            read(*pending)
-        figures = {f"eval_{name}": value for name, value in metric.compute().items()}
-        return figures | _report_missing(sum_over_processes(seen), batches.num_eval)
+        return evaluate_batches(
+            lambda batch: eval_step(variables, shard(batch, mesh)), task.metric(), batches
+        )
 
     return evaluate
+
+
+def evaluate_batches(
+    eval_step: Callable[[HostBatch], EvalOutput], metric: Metric, batches: EvalBatches
+) -> dict[str, float]:
+    """Return the values of a metric of all batches as ``eval_...``.
+
+    Args:
+      eval_step: from this process's part of a batch to its global output.
+    """
+
+    def read(output: EvalOutput, batch: HostBatch) -> None:
+        metric.update(EvalOutput(jax.device_get(output.sums), local(output.per_image)), batch)
+
+    pending, seen = None, 0
+    for batch in batches.eval():
+        seen += int(batch["valid"].sum())
+        output = eval_step(batch)
+        if pending:
+            read(*pending)  # one batch late, to keep the device busy
+        pending = output, batch
+    if pending:
+        read(*pending)
+    figures = {f"eval_{name}": value for name, value in metric.compute().items()}
+    return figures | _report_missing(sum_over_processes(seen), batches.num_eval)
 
 
 def _report_missing(seen: int, expected: int) -> dict[str, float]:

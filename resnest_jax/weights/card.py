@@ -27,6 +27,8 @@ class Card(NamedTuple):
       base_size, scales: of segmentation, see ``tasks.segmentation.sliding.MultiScale``.
       short_side, long_side: of detection, the short side of the test images, and the most that the
         long one may be.
+      view_sides, view_long_side: the same of the views of the multi-scale evaluation.
+      flip: of segmentation and detection, whether the multi-scale evaluation mirrors too.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -37,6 +39,9 @@ class Card(NamedTuple):
     scales: tuple[float, ...] | None = None
     short_side: int | None = None
     long_side: int | None = None
+    view_sides: tuple[int, ...] | None = None
+    view_long_side: int | None = None
+    flip: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the known facts, for JSON."""
@@ -58,6 +63,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "scales": _all((int, float)),
     "short_side": lambda value: isinstance(value, int),
     "long_side": lambda value: isinstance(value, int),
+    "view_sides": _all(int),
+    "view_long_side": lambda value: isinstance(value, int),
+    "flip": lambda value: isinstance(value, bool),
 }
 
 

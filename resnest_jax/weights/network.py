@@ -29,8 +29,15 @@ TEST_KEYS = {
         "image_size": "crop_size",
         "base_size": "augment.base_size",
         "scales": "evaluation.scales",
+        "flip": "augment.flip",
     },
-    "detection": {"short_side": "evaluation.short_side", "long_side": "data.long_side"},
+    "detection": {
+        "short_side": "evaluation.short_side",
+        "long_side": "data.long_side",
+        "view_sides": "evaluation.short_sides",
+        "view_long_side": "evaluation.long_side",
+        "flip": "data.flip",
+    },
 }
 
 

@@ -141,9 +141,7 @@ class RCNN(nn.Module):
           (B, detections, 28, 28) float32 too, probabilities.
         """
         pyramid = self.pyramid(images)
-        proposals = self.proposals(pyramid, sizes)
-        boxes, probabilities = self._refine(pyramid, proposals.boxes, sizes)
-        found = self.select(boxes, probabilities, proposals.valid, sizes)
+        found = self.boxes(pyramid, sizes)
         if not self.mask_convolutions:
             return found
         masks = self.masks(pyramid, found.boxes, found.classes)
@@ -212,6 +210,12 @@ class RCNN(nn.Module):
         """Return the proposals of ``detect``; each array has a first axis of B images."""
         output = self.rpn(pyramid)
         return self.rpn.select(output, sizes, self.test_candidates, self.test_proposals)
+
+    def boxes(self, pyramid: Pyramid, sizes: jax.Array) -> Detections:
+        """Return what ``detect`` does, without masks."""
+        proposals = self.proposals(pyramid, sizes)
+        boxes, probabilities = self._refine(pyramid, proposals.boxes, sizes)
+        return self.select(boxes, probabilities, proposals.valid, sizes)
 
     def masks(self, pyramid: Pyramid, boxes: jax.Array, classes: jax.Array) -> jax.Array:
         """Return the masks of boxes (B, D, 4) of classes (B, D), as ``Instances`` has them."""

@@ -1,12 +1,15 @@
 """Canvases: the few sizes to which images are padded, since every shape compiles a program."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from resnest_jax.data.geometry import Size, short_side
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import MULTIPLE, padded
+
+LONG = 1.6  # ratio of the sides of long images: most photographs have 4:3 or 3:2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,12 @@ class Canvases:
 
 
 def make_canvases(
-    sizes: np.ndarray, short: int, longest: int, given: tuple[Size, ...] = ()
+    sizes: np.ndarray,
+    short: int,
+    longest: int,
+    given: tuple[Size, ...] = (),
+    *,
+    long_apart: bool = False,
 ) -> Canvases:
     """Return the given canvases, or the smallest that hold all images.
 
@@ -68,6 +76,8 @@ def make_canvases(
     Args:
       sizes: heights and widths of all images before resizing, int (N, 2).
       short, longest: see ``Canvases``.
+      long_apart: one canvas more for the long images of each kind, so that the others, mostly
+        many more, are padded less.
 
     Raises:
       InputError: if an image does not fit, or a side is not a multiple of 32.
@@ -76,13 +86,22 @@ def make_canvases(
         for canvas in given:
             check_canvas(canvas)
     else:
-        wide = sizes[:, 1] > sizes[:, 0]
+        kinds = (sizes[:, 1] > sizes[:, 0]).astype(int)
+        if long_apart:
+            kinds += 2 * (sizes.max(1) > LONG * sizes.min(1))
         given = tuple(
-            _smallest(sizes[chosen], short, longest) for chosen in (wide, ~wide) if chosen.any()
+            _smallest(sizes[kinds == kind], short, longest) for kind in np.unique(kinds)[::-1]
         )
     canvases = Canvases(tuple(dict.fromkeys(given)), short, longest)
     canvases.groups(sizes)  # raises
     return canvases
+
+
+def view_canvases(
+    sizes: np.ndarray, short_sides: Sequence[int], longest: int
+) -> tuple[Canvases, ...]:
+    """Return the canvases of images, see ``make_canvases``, with each of the short sides."""
+    return tuple(make_canvases(sizes, short, longest, long_apart=True) for short in short_sides)
 
 
 def check_canvas(canvas: object) -> None:

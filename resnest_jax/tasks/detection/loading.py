@@ -11,8 +11,19 @@ from resnest_jax.data.decode import decode_sized
 from resnest_jax.data.sources import scenes
 from resnest_jax.data.sources.coco import KIND, BoxDataset, open_coco
 from resnest_jax.errors import InputError, import_package
-from resnest_jax.tasks.detection.canvases import Canvases, check_canvas, make_canvases
-from resnest_jax.tasks.detection.transforms import EvalTransform, TrainTransform, check_sizes
+from resnest_jax.tasks.detection.canvases import (
+    Canvases,
+    check_canvas,
+    make_canvases,
+    view_canvases,
+)
+from resnest_jax.tasks.detection.transforms import (
+    EvalTransform,
+    TrainTransform,
+    check_sides,
+    check_sizes,
+)
+from resnest_jax.tasks.detection.views import ViewsTransform
 
 
 def check_data(config: ConfigDict) -> None:
@@ -34,6 +45,7 @@ def check_evaluation(config: ConfigDict) -> None:
         raise InputError(
             f"evaluation.short_side must be from 1 to data.long_side {data.long_side}; got {short}"
         )
+    check_sides("evaluation", config.evaluation.short_sides, config.evaluation.long_side)
 
 
 def open_boxes(config: ConfigDict, *, training: bool = True) -> BoxDataset:
@@ -95,6 +107,17 @@ def make_eval_batches(
     transform = EvalTransform(canvases, config.data.max_objects)
     groups = canvases.groups(dataset.eval.sizes)
     return EvalBatches(dataset.eval, transform, options, decode_sized, groups)
+
+
+def make_view_batches(
+    config: ConfigDict, dataset: BoxDataset, options: LoaderOptions
+) -> EvalBatches:
+    """Return the batches of the multi-scale evaluation."""
+    sizes, limits = dataset.eval.sizes, config.evaluation
+    each = view_canvases(sizes, limits.short_sides, limits.long_side)
+    chosen = np.stack([canvases.groups(sizes) for canvases in each], 1)
+    groups = np.unique(chosen, axis=0, return_inverse=True)[1].ravel()
+    return EvalBatches(dataset.eval, ViewsTransform(each), options, decode_sized, groups)
 
 
 def _eval_canvases(config: ConfigDict, dataset: BoxDataset) -> Canvases:

@@ -118,19 +118,25 @@ def check_sizes(short_sides: tuple[int, ...], sampling: str, longest: int) -> No
     """Raise InputError if the sizes of training images are out of range."""
     if sampling not in SAMPLING:
         raise InputError(f"data.short_side_sampling must be one of {SAMPLING}; got {sampling!r}")
-    if not short_sides or not all(type(side) is int and side > 0 for side in short_sides):
-        raise InputError(
-            f"data.short_sides must be positive numbers of pixels, such as (640, 800); got "
-            f"{short_sides}"
-        )
+    check_sides("data", short_sides, longest)
     if sampling == "range" and len(short_sides) > 2:
         raise InputError(
             "data.short_sides must be the least and the largest for short_side_sampling 'range'; "
             f"got {short_sides}; to choose one of them, use 'choice'"
         )
+
+
+def check_sides(section: str, short_sides: tuple[int, ...], longest: int) -> None:
+    """Raise InputError if the short sides of a section of the config, or the longest, are wrong."""
+    if not short_sides or not all(type(side) is int and side > 0 for side in short_sides):
+        raise InputError(
+            f"{section}.short_sides must be positive numbers of pixels, such as (640, 800); got "
+            f"{short_sides}"
+        )
     if longest < max(short_sides):
         raise InputError(
-            f"data.long_side {longest} must not be less than data.short_sides {short_sides}"
+            f"{section}.long_side {longest} must not be less than {section}.short_sides "
+            f"{short_sides}"
         )
 
 
