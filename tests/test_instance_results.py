@@ -146,6 +146,18 @@ def test_without_masks_boxes_are_compared(truth, kind):
     assert all("segmentation" not in entry for entry in metric.results())
 
 
+def test_more_masks_than_255(truth):
+    """To pycocotools these are too many at once."""
+    metric = CocoAP(truth, masks=True)
+    for _ in range(2):
+        for index in EVERY:
+            metric.add(index, *detections(index), codes(index))
+    metric.compute()
+    shapes = [entry["segmentation"] for entry in metric.results()]
+    assert len(shapes) > 255
+    assert metrics._areas(shapes, "mask") == [coco.decode(shape).sum() for shape in shapes]
+
+
 def test_no_detections(truth):
     metric = CocoAP(truth, masks=True)
     metric.add(2, np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))

@@ -15,6 +15,7 @@ from resnest_jax.errors import InputError, import_package
 
 # Polygons, each x, y, x, y, ...; or a run-length code: "size" and "counts", compressed or not.
 Segmentation = Sequence[Sequence[float]] | Mapping[str, Any]
+CACHED = 2**15  # pixels that are pasted at a time, so that they stay in a core's cache
 POINTS = 3  # a polygon of fewer points is left out, as in detectron2
 
 
@@ -93,10 +94,19 @@ def paste_mask(mask: np.ndarray, box: np.ndarray, size: Size, threshold: float =
       size: of the image.
       threshold: least probability of a covered pixel.
     """
+    cells = np.pad(mask.astype(np.float32), 1)
+    y, row, down = _places(box[1], box[3], size[0], len(mask))
+    x, column, right = _places(box[0], box[2], size[1], len(mask))
+    # Not as a product with weights: threads of BLAS would compete with the network for the cores.
+    at_rows = (cells[row] + down[:, None] * (cells[row + 1] - cells[row])).T.copy()
+    slope = np.diff(at_rows, axis=0)
     pixels = np.zeros(size, bool, order="F")  # column by column, as run-length codes are
-    y, rows = _hat_weights(box[1], box[3], size[0], mask.shape[0])
-    x, columns = _hat_weights(box[0], box[2], size[1], mask.shape[1])
-    pixels[y, x] = (columns @ (rows @ mask.astype(np.float32)).T >= threshold).T
+    columns = pixels[y, x].T
+    step = max(1, CACHED // max(1, len(row)))
+    for part in (slice(i, i + step) for i in range(0, len(column), step)):
+        value = slope[column[part]] * right[part, None]
+        value += at_rows[column[part]]
+        np.greater_equal(value, threshold, out=columns[part])
     return pixels
 
 
@@ -174,10 +184,13 @@ def _uncompressed(code: bytes) -> list[int]:
     return counts
 
 
-def _hat_weights(begin: float, end: float, length: int, cells: int) -> tuple[slice, np.ndarray]:
-    """Return the pixels of a line that cells from ``begin`` to ``end`` reach, and their weights.
+def _places(
+    begin: float, end: float, length: int, cells: int
+) -> tuple[slice, np.ndarray, np.ndarray]:
+    """Return the pixels of a line that cells from ``begin`` to ``end`` reach, and where they are.
 
-    The latter are float32 (pixels, cells).
+    That is between the centres of which cell and its next one, of cells with an empty one added on
+    each side, and how far from the first, float32 from 0 to 1.
     """
     side = max(end - begin, 0)
     first, last = (
@@ -185,9 +198,10 @@ def _hat_weights(begin: float, end: float, length: int, cells: int) -> tuple[sli
         for edge in (begin - side / cells, end + side / cells + 1 if side else 0)
     )
     centres = np.arange(first, max(first, last), dtype=np.float32) + np.float32(0.5)
-    place = (centres - np.float32(begin)) / np.float32(side or 1) * cells - np.float32(0.5)
-    distance = np.abs(place[:, None] - np.arange(cells, dtype=np.float32))
-    return slice(first, first + len(centres)), np.maximum(1 - distance, 0)
+    place = (centres - np.float32(begin)) / np.float32(side or 1) * cells + np.float32(0.5)
+    place = np.clip(place, 0, cells + 1)
+    cell = np.minimum(place.astype(int), cells)
+    return slice(first, first + len(centres)), cell, place - cell.astype(np.float32)
 
 
 def _pycocotools() -> ModuleType:

@@ -1,9 +1,10 @@
-"""Draw boxes with their names on pictures."""
+"""Draw boxes with their names, and masks, on pictures."""
 
+import collections
 import colorsys
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,12 +12,15 @@ import matplotlib.figure
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from resnest_jax.data.geometry import Size
 from resnest_jax.files import writing
 from resnest_jax.tasks.loading import read_batch
 from resnest_jax.training.run import Run
 
 LEAST_SIDE = 640  # longer side of a picture in pixels: smaller ones are enlarged
 COLUMNS = 4  # images in a row of a batch
+OPACITY = 0.5  # of the colours of masks
+PALETTE = 12  # colours of masks; any two differ clearly
 GOLDEN = (math.sqrt(5) - 1) / 2
 Colour = tuple[int, int, int]
 Area = tuple[float, float, float, float]
@@ -72,8 +76,80 @@ def class_colours(classes: np.ndarray, num_classes: int) -> list[Colour]:
     return [colour(int(i)) for i in (classes if num_classes > 1 else range(len(classes)))]
 
 
+def mask_colours(boxes: np.ndarray, classes: np.ndarray) -> list[Colour]:
+    """Return a colour for each object, of those near it another if there are enough.
+
+    It is that of the class where no object before has it nearby.
+
+    Args:
+      boxes: left, top, right and bottom, (N, 4); those half a side apart are near.
+      classes: (N,).
+    """
+    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    chosen: list[int] = []
+    for i, label in enumerate(classes.tolist()):
+        reach = sides[i] + sides[:i] / 2  # from the centre
+        near = np.all(np.abs(centres[:i] - centres[i]) <= reach, 1)
+        taken = collections.Counter(chosen[j] for j in np.flatnonzero(near))
+        order = [(label + k) % PALETTE for k in range(PALETTE)]
+        chosen.append(min(order, key=lambda index: taken[index]))
+    return [colour(index) for index in chosen]
+
+
+def label_map(masks: Iterable[np.ndarray], size: Size) -> np.ndarray:
+    """Return the number of the object of each pixel, uint16 (H, W), from 1; 0 where there is none.
+
+    Args:
+      masks: bool (H, W) of each object; where they overlap, the first has the pixel.
+      size: of the image.
+    """
+    labels = np.zeros(size, np.uint16, order="F")  # as pasted masks, which is quick
+    for number, mask in enumerate(masks, start=1):
+        labels[mask & (labels == 0)] = number
+    return labels
+
+
+def draw_masks(image: np.ndarray, labels: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
+    """Return an image with its objects in their colours, and with lines along their borders.
+
+    Args:
+      image: uint8 (H, W, 3).
+      labels: see ``label_map``.
+      colours: of each object.
+    """
+    labels, table = np.ascontiguousarray(labels), np.array([(0, 0, 0), *colours], np.float32)
+    inside = labels > 0
+    picture = image.copy()
+    picture[inside] = (1 - OPACITY) * image[inside] + OPACITY * table[labels[inside]]
+    border = inside & _differs_from_a_neighbour(labels)
+    picture[border] = table[labels[border]]
+    return picture
+
+
+def save_label_map(labels: np.ndarray, colours: Sequence[Colour], path: Path) -> None:
+    """Write a label map as a PNG of the same values, whose palette has the colours.
+
+    With more than 255 objects it is a grey PNG of 16 bits.
+
+    Args:
+      labels: see ``label_map``.
+      colours: of each object.
+      path: PNG to write.
+
+    Raises:
+      InputError: if it cannot be written.
+    """
+    if len(colours) < 256:
+        image = Image.fromarray(labels.astype(np.uint8))
+        image.putpalette(np.array([(0, 0, 0), *colours], np.uint8).tobytes())
+    else:
+        image = Image.fromarray(labels)
+    with writing("output", path):
+        image.save(path, format="PNG")
+
+
 def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
-    """Draw a batch with its boxes as a PNG.
+    """Draw a batch with its boxes, and its masks if it has some, as a PNG.
 
     Args:
       run: a run of detection.
@@ -86,9 +162,9 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
     """
     names = run.batches.class_names
     batch = read_batch(run.batches, split, batch_index)
-    title = "Training images after augmentation, with their boxes"
+    title = "Training images after augmentation"
     if split == "eval":
-        title = "Evaluation images as the network sees them, with their boxes"
+        title = "Evaluation images as the network sees them"
     images = batch["image"]
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
@@ -98,14 +174,32 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
     for axes in panels:
         axes.axis("off")
     for i, axes in enumerate(panels[: len(images)]):
-        chosen = batch["object_valid"][i]
-        classes = batch["classes"][i][chosen]
-        colours = class_colours(classes, len(names))
-        boxes = batch["boxes"][i][chosen]
-        axes.imshow(draw_boxes(images[i], boxes, [names[c] for c in classes], colours))
-    figure.suptitle(title)
+        axes.imshow(_draw_objects({name: value[i] for name, value in batch.items()}, names))
+    figure.suptitle(f"{title}, with their boxes{' and masks' if 'masks' in batch else ''}")
     with writing("output", path):
         figure.savefig(path, dpi=160, format="png")
+
+
+def _draw_objects(element: dict[str, np.ndarray], class_names: Sequence[str]) -> np.ndarray:
+    """Return the image of an element with its objects."""
+    chosen = element["object_valid"]
+    image, boxes, classes = element["image"], element["boxes"][chosen], element["classes"][chosen]
+    colours = class_colours(classes, len(class_names))
+    if "masks" in element:
+        colours = mask_colours(boxes, classes)
+        masks = (np.unpackbits(bits, axis=-1).astype(bool) for bits in element["masks"][chosen])
+        image = draw_masks(image, label_map(masks, image.shape[:2]), colours)
+    return draw_boxes(image, boxes, [class_names[int(i)] for i in classes], colours)
+
+
+def _differs_from_a_neighbour(labels: np.ndarray) -> np.ndarray:
+    border = np.zeros(labels.shape, bool)
+    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    border[1:] |= down
+    border[:-1] |= down
+    border[:, 1:] |= right
+    border[:, :-1] |= right
+    return border
 
 
 @functools.cache

@@ -225,7 +225,7 @@ def _areas(shapes: list[Any], kind: str) -> list[float]:
     if kind == "box":
         return [width * height for _, _, width, height in shapes]
     masks = import_package("pycocotools.mask", "resnest_jax[detection]")
-    return masks.area(shapes).tolist() if shapes else []
+    return [float(masks.area(shape)) for shape in shapes]  # more than 255 at once overflow
 
 
 def _mean(precision: np.ndarray) -> float:

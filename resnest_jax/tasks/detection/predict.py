@@ -1,6 +1,7 @@
-"""Detect objects in photos: pictures with boxes, and one JSON of all detections."""
+"""Detect objects in photos: pictures with boxes and masks, and one JSON of all detections."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -9,11 +10,20 @@ import numpy as np
 from PIL import Image
 
 from resnest_jax.data.decode import upright_size
+from resnest_jax.data.geometry import Size
+from resnest_jax.data.instances import encode_mask, paste_mask
 from resnest_jax.files import make_folder, write_json, writing
-from resnest_jax.models.detection.detections import Detections
+from resnest_jax.models.detection.detections import Detections, Instances
 from resnest_jax.models.inputs import normalize_padded
 from resnest_jax.tasks.detection.canvases import Canvases, make_canvases
-from resnest_jax.tasks.detection.draw import class_colours, draw_boxes
+from resnest_jax.tasks.detection.draw import (
+    class_colours,
+    draw_boxes,
+    draw_masks,
+    label_map,
+    mask_colours,
+    save_label_map,
+)
 from resnest_jax.tasks.detection.metrics import to_original
 from resnest_jax.tasks.detection.transforms import EvalTransform
 from resnest_jax.tasks.photos import find_images, output_names, readable_photos
@@ -26,11 +36,18 @@ THRESHOLD = 0.5  # least score of the boxes that are drawn and counted, by defau
 
 
 class Found(NamedTuple):
-    """Detections of a photo, best first: boxes (D, 4) in its pixels, scores and classes (D,)."""
+    """Detections of a photo, best first.
+
+    Attributes:
+      boxes: (D, 4) in pixels of the photo.
+      scores, classes: (D,).
+      masks: probabilities in the cells of each box (D, P, P); None of a model without masks.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+    masks: np.ndarray | None
 
 
 def run(
@@ -42,6 +59,10 @@ def run(
     and ``detections.json``: ``images``, each with ``file``, ``width``, ``height`` and
     ``detections``, which have ``class``, ``score`` and ``box`` (left, top, right and bottom in
     pixels), best first. Those are all whose score exceeds the run's ``model.score_threshold``.
+
+    With masks the pictures have them too, each detection has ``mask``, COCO's compressed run-length
+    code, and there is ``NAME_instances.png``: the pixels of the first, second, ... detection have
+    the value 1, 2, ..., those of several that of the best, all others 0; see ``save_label_map``.
 
     Args:
       files: images, and folders of images.
@@ -63,17 +84,10 @@ def run(
     with image_bar(len(paths)) as bar:
         for path, photo in readable_photos(paths):
             found = detect(photo)
-            drawn = Found(*(part[found.scores >= threshold] for part in found))
-            texts = [
-                f"{class_names[label]} {score:.2f}"
-                for label, score in zip(drawn.classes, drawn.scores, strict=True)
-            ]
-            colours = class_colours(drawn.classes, len(class_names))
-            picture = Image.fromarray(draw_boxes(photo, drawn.boxes, texts, colours))
-            with writing("output", output):
-                picture.save(output / f"{names[path]}_boxes.png")
+            drawn = int(np.sum(found.scores >= threshold))
             rows.append(_row(path, photo, found, class_names))
-            bar.write(_summary(path, drawn, class_names))
+            _draw(photo, found, drawn, class_names, output / names[path])
+            bar.write(_summary(path, found.classes[:drawn], class_names))
             bar.update()
     with writing("output", output):
         write_json(output / RESULTS, {"images": rows})
@@ -86,20 +100,20 @@ def make_detect(detector: Detector, canvases: Canvases) -> Callable[[np.ndarray]
     model, variables = detector.model, jax.device_put(detector.variables)
 
     @jax.jit
-    def apply(variables: Variables, images: jax.Array, sizes: jax.Array) -> Detections:
+    def apply(variables: Variables, images: jax.Array, sizes: jax.Array) -> Detections | Instances:
         inputs = normalize_padded(images, sizes)
-        found = cast(tuple, model.apply(variables, inputs, sizes, method="detect"))
-        return Detections(*found[:4])  # without masks
+        found = model.apply(variables, inputs, sizes, method="detect")
+        return cast(Detections | Instances, found)
 
     def detect(photo: np.ndarray) -> Found:
         element = {"image": photo, "boxes": np.zeros((0, 4)), "classes": np.zeros(0), "index": 0}
         resized = transform.map(element)
         size = resized["size"]
-        boxes, scores, classes, valid = (
+        boxes, scores, classes, valid, *masks = (
             part[0] for part in jax.device_get(apply(variables, resized["image"][None], size[None]))
         )
         boxes = to_original(boxes[valid], size, np.array(photo.shape[:2]))
-        return Found(boxes, scores[valid], classes[valid])
+        return Found(boxes, scores[valid], classes[valid], masks[0][valid] if masks else None)
 
     return detect
 
@@ -119,24 +133,47 @@ def _canvases(detector: Detector, paths: Sequence[Path]) -> Canvases:
     )
 
 
+def _pasted(found: Found, size: Size) -> Iterator[np.ndarray]:
+    """Yield the pixels of each detection that has a mask."""
+    masks = () if found.masks is None else found.masks
+    return (paste_mask(mask, box, size) for mask, box in zip(masks, found.boxes, strict=False))
+
+
+def _draw(
+    photo: np.ndarray, found: Found, count: int, class_names: Sequence[str], start: Path
+) -> None:
+    """Write the pictures of the first detections of a photo; their names have a common start."""
+    boxes, scores, classes = found.boxes[:count], found.scores[:count], found.classes[:count]
+    colours = class_colours(classes, len(class_names))
+    picture = photo
+    if found.masks is not None:
+        size = photo.shape[:2]
+        labels = label_map(itertools.islice(_pasted(found, size), count), size)
+        colours = mask_colours(boxes, classes)
+        picture = draw_masks(photo, labels, colours)
+        save_label_map(labels, colours, Path(f"{start}_instances.png"))
+    texts = [f"{class_names[i]} {score:.2f}" for i, score in zip(classes, scores, strict=True)]
+    with writing("output", start.parent):
+        drawn = Image.fromarray(draw_boxes(picture, boxes, texts, colours))
+        drawn.save(f"{start}_boxes.png")
+
+
 def _row(path: Path, photo: np.ndarray, found: Found, class_names: Sequence[str]) -> dict[str, Any]:
     height, width = photo.shape[:2]
-    return {
-        "file": str(path),
-        "width": width,
-        "height": height,
-        "detections": [
-            {
-                "class": class_names[label],
-                "score": round(float(score), 6),
-                "box": [round(float(side), 2) for side in box],
-            }
-            for box, score, label in zip(*found, strict=True)
-        ],
-    }
+    detections: list[dict[str, Any]] = [
+        {
+            "class": class_names[label],
+            "score": round(float(score), 6),
+            "box": [round(float(side), 2) for side in box],
+        }
+        for box, score, label in zip(found.boxes, found.scores, found.classes, strict=True)
+    ]
+    for entry, pixels in zip(detections, _pasted(found, (height, width)), strict=False):
+        entry["mask"] = encode_mask(pixels)
+    return {"file": str(path), "width": width, "height": height, "detections": detections}
 
 
-def _summary(path: Path, found: Found, class_names: Sequence[str]) -> str:
-    counts = np.bincount(found.classes, minlength=len(class_names))
+def _summary(path: Path, classes: np.ndarray, class_names: Sequence[str]) -> str:
+    counts = np.bincount(classes, minlength=len(class_names))
     lines = [f"{counts[i]:5d}  {class_names[i]}" for i in np.argsort(-counts, kind="stable")]
     return "\n".join([str(path), *lines[: np.count_nonzero(counts)]])
