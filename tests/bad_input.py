@@ -78,6 +78,7 @@ CASES = {
         ("{digits} --workdir=run --config.model.name=resnest51", "model resnest51 resnest50"),
         ("{detect} --workdir=run", "dataset coco:PATH"),
         ("{detect} --workdir=run --config.dataset=coco:missing", "missing"),
+        ("{detect}:retinanet --workdir=run --config.dataset=x", "model.name retinanet mask_rcnn"),
         ("{detect} --workdir=run --config.dataset=x --config.data.max_objects=0", "max_objects 0"),
         *[(f"--config={name} --workdir=run", words) for name, (_, words) in RECIPES.items()],
     ],

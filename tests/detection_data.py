@@ -1,6 +1,7 @@
 """Small folders of images with boxes and masks, in COCO's form."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,11 @@ def tiny_config(root: Path, **overrides) -> ConfigDict:
         "optimizer.clip_norm": 5.0,
     }
     return data_config(root, **{key.replace(".", "__"): v for key, v in small.items()} | overrides)
+
+
+def exchanged_shapes(program: str) -> list[list[str]]:
+    """Return the shapes of the arrays that devices send each other, other than sums."""
+    exchanged = re.findall(
+        r"= (\(.*?\)|\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", program
+    )
+    return [shape.split(",") for shape in re.findall(r"\[([\d,]+)\]", " ".join(exchanged))]

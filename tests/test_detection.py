@@ -228,10 +228,7 @@ def test_devices_exchange_no_feature_map(root):
     run = recipe.build(data.tiny_config(root))
     program = dry_run.compile_step(run)[0].as_text()
     assert "u8[1,32,64,3]" in program  # eight devices have an image each
-    exchanged = re.findall(
-        r"= (\(.*?\)|\S+) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", program
-    )
-    shapes = [shape.split(",") for shape in re.findall(r"\[([\d,]+)\]", " ".join(exchanged))]
+    shapes = data.exchanged_shapes(program)
     assert shapes
     assert all(len(shape) <= 2 for shape in shapes), shapes
     summed = sum(size for kind, size in collectives(program) if kind == "all-reduce")

@@ -78,6 +78,15 @@ def test_resumed_it_is_the_same(whole, root, tmp_path):
         assert [line[name] for line in before] == [line[name] for line in after]
 
 
+def test_devices_exchange_no_mask(root):
+    """Each has those of its own image."""
+    program = dry_run.compile_step(recipe.build(config_of(root)))[0].as_text()
+    assert "u8[1,4,64,8]" in program
+    shapes = data.exchanged_shapes(program)
+    assert shapes
+    assert all(len(shape) <= 2 for shape in shapes), shapes
+
+
 def test_evaluation_on_boxes_alone(whole, root, tmp_path, capsys):
     """The figures of the boxes are those of the run, and a line says that there are no others."""
     workdir, summary = whole

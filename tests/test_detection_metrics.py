@@ -29,7 +29,7 @@ def truth(tmp_path_factory):
     path = tmp_path_factory.mktemp("coco") / "truth.json"
     path.write_text(json.dumps(STORED["ground_truth"]))
     file = read_coco(path)
-    return ground_truth(file, [image["id"] for image in file.images], [*file.categories])
+    return ground_truth(file, [image["id"] for image in file.images], [*file.categories], [])
 
 
 def detections(index):
