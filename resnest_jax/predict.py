@@ -53,7 +53,7 @@ OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "Segmentation: directory for the label maps, overlays and the shares of the classes; "
-    "detection: for pictures with boxes and detections.json.",
+    "detection: for pictures with boxes and masks, label maps of the masks, and detections.json.",
     flag_values=FLAGS,
 )
 MULTI_SCALE = flags.DEFINE_bool(

@@ -3,7 +3,7 @@
     python -m resnest_jax.preview --config=configs/imagenet.py:resnest50 --output=OUT.png
 
 The picture shows a batch after all augmentation and mixing, with the classes of its targets. For
-segmentation it has the label maps over the images, for detection the boxes.
+segmentation it has the label maps over the images, for detection the boxes and masks.
 """
 
 import jax

@@ -4,11 +4,14 @@ import json
 import shutil
 
 import detection_data as data
+import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as coco
 
 from resnest_jax import dry_run, recipe, runs
 from resnest_jax.config import best_metric
-from resnest_jax.tasks.detection import evaluate
+from resnest_jax.tasks.detection import evaluate, predict
 from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.weights.detection import load_weights
 
@@ -100,6 +103,30 @@ def test_evaluation_on_boxes_alone(whole, root, tmp_path, capsys):
     assert not any("mask" in name for name in found if name != "model")
     boxes = {name: value for name, value in found.items() if name.startswith("eval_box")}
     assert boxes == pytest.approx({name: summary[name] for name in boxes})
+
+
+def test_predictions_are_those_of_the_evaluation(whole, root, tmp_path):
+    """Masks and label maps too."""
+    detector = load_weights(None, str(whole[0]))
+    evaluate.run(detector, evaluate.Options(output=tmp_path, batch_size=8))
+    results = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "one").mkdir()
+    shutil.copy(root / "val/100.png", tmp_path / "one")
+    predict.run(detector, [str(tmp_path / "one")], tmp_path, threshold=0.0)
+    (image,) = json.loads((tmp_path / "detections.json").read_text())["images"]
+    size, expected = [image["height"], image["width"]], [e for e in results if e["image_id"] == 100]
+    assert len(image["detections"]) >= len(expected) > 0
+    for entry in expected:  # in any order: scores of a network that is hardly trained are alike
+        left, top, width, height = entry["bbox"]
+        assert any(
+            found["box"] == pytest.approx([left, top, left + width, top + height], abs=0.03)
+            and found["mask"]["size"] == size
+            and coco.iou([found["mask"]], [entry["segmentation"]], [False]) > 0.9
+            for found in image["detections"]
+        ), entry
+    covered = coco.decode(coco.merge([found["mask"] for found in image["detections"]]))
+    with Image.open(tmp_path / "100_instances.png") as labels:
+        np.testing.assert_array_equal(np.asarray(labels) > 0, covered > 0)
 
 
 def test_dry_run_tells_the_memory_of_the_masks(root):

@@ -8,13 +8,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from test_detection_metrics import STORED, detections
 
 from resnest_jax.data.sources.coco_boxes import GroundTruth
-from resnest_jax.tasks.detection import metrics, report
+from resnest_jax.tasks.detection import metrics, predict, report
 from resnest_jax.tasks.detection.metrics import FIGURES, CocoAP
 from resnest_jax.training.task import EvalOutput
 
@@ -183,3 +184,62 @@ def test_tables(truth, tmp_path):
     assert lines[5].split()[:2] == ["-", "-"]
     assert lines[6].split()[:3] == [f"{100 * figures[f'{k}_ap']:.1f}" for k in IOU_TYPES] + ["ap"]
     assert len({line.rindex("average") for line in lines[6:]}) == 1
+
+
+class Stub:
+    """A detector that is not called."""
+
+    class_names = ("cat", "dog")
+
+
+BOXES = np.array([(10, 10, 70, 60), (50, 20, 110, 85), (5, 62, 30, 88)], float)
+PHOTO = 90, 140
+
+
+@pytest.fixture
+def predicted(tmp_path, monkeypatch):
+    """Return a function that predicts a grey photo with known detections."""
+
+    def run(masks):
+        Image.fromarray(np.full((*PHOTO, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+        found = predict.Found(BOXES, np.array([0.9, 0.8, 0.3]), np.array([1, 1, 0]), masks)
+        monkeypatch.setattr(predict, "make_detect", lambda *_: lambda photo: found)
+        monkeypatch.setattr(predict, "_canvases", lambda *_: None)
+        assert predict.run(Stub, [str(tmp_path / "photo.png")], tmp_path / "out") == 0
+        (image,) = json.loads((tmp_path / "out/detections.json").read_text())["images"]
+        return image["detections"]
+
+    return run
+
+
+def test_predictions_with_masks(predicted, tmp_path):
+    """The file has all; the label map those above the threshold, in the colours of the picture."""
+    masks = np.random.default_rng(0).random((3, 7, 7)).repeat(4, 1).repeat(4, 2)
+    decoded = [coco.decode(found["mask"]).astype(bool) for found in predicted(masks)]
+    for pixels, mask, box in zip(decoded, masks, BOXES, strict=True):
+        value = interpolated(mask, box, PHOTO)
+        sure = np.abs(value - 0.5) > 1e-4
+        np.testing.assert_array_equal(pixels[sure], value[sure] > 0.5)
+    with Image.open(tmp_path / "out/photo_instances.png") as file:
+        labels, colours = np.asarray(file), np.asarray(file.convert("RGB")).astype(int)
+    first, second, _ = decoded
+    np.testing.assert_array_equal(labels, np.where(first, 1, np.where(second, 2, 0)))
+    assert (first & second).sum() > 20
+    own = [colours[labels == number][0] for number in (1, 2)]
+    assert np.abs(own[0] - own[1]).max() > 65  # of one class, next to each other
+    with Image.open(tmp_path / "out/photo_boxes.png") as file:
+        scale = file.width // PHOTO[1]
+        picture = np.asarray(file)[scale // 2 :: scale, scale // 2 :: scale].astype(int)
+    inside = labels > 0
+    mixed, full = (
+        np.abs(picture - expected).max(-1)[inside] < 2 for expected in ((90 + colours) / 2, colours)
+    )
+    assert (mixed | full).mean() > 0.9  # the rest is under the names
+    assert mixed.any()
+    assert (picture[40:55, 115:] == 90).all()
+
+
+def test_predictions_without_masks(predicted, tmp_path):
+    assert [[*found] for found in predicted(None)] == [["class", "score", "box"]] * 3
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert files == {"photo_boxes.png", "detections.json"}

@@ -73,25 +73,26 @@ def draw_boxes(
 
 def class_colours(classes: np.ndarray, num_classes: int) -> list[Colour]:
     """Return the colour of each object: that of its class, or its own if there is one class."""
-    return [colour(int(i)) for i in (classes if num_classes > 1 else range(len(classes)))]
+    return [colour(number) for number in _numbers(classes, num_classes)]
 
 
-def mask_colours(boxes: np.ndarray, classes: np.ndarray) -> list[Colour]:
-    """Return a colour for each object, of those near it another if there are enough.
+def mask_colours(boxes: np.ndarray, classes: np.ndarray, num_classes: int) -> list[Colour]:
+    """Return the colour of each object, another than those near it have if there are enough.
 
-    It is that of the class where no object before has it nearby.
+    One of the first ``PALETTE``: that of its class, the next if a near object before it has that.
 
     Args:
-      boxes: left, top, right and bottom, (N, 4); those half a side apart are near.
+      boxes: left, top, right and bottom, (N, 4); one less than half a side away is near.
       classes: (N,).
+      num_classes: of the model.
     """
     centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     chosen: list[int] = []
-    for i, label in enumerate(classes.tolist()):
+    for i, number in enumerate(_numbers(classes, num_classes)):
         reach = sides[i] + sides[:i] / 2  # from the centre
         near = np.all(np.abs(centres[:i] - centres[i]) <= reach, 1)
         taken = collections.Counter(chosen[j] for j in np.flatnonzero(near))
-        order = [(label + k) % PALETTE for k in range(PALETTE)]
+        order = [(number + k) % PALETTE for k in range(PALETTE)]
         chosen.append(min(order, key=lambda index: taken[index]))
     return [colour(index) for index in chosen]
 
@@ -180,13 +181,18 @@ def draw_batch(run: Run, path: Path, split: str, batch_index: int = 0) -> None:
         figure.savefig(path, dpi=160, format="png")
 
 
+def _numbers(classes: np.ndarray, num_classes: int) -> list[int]:
+    """Return the number of each object's colour: its class, or its own if there is one class."""
+    return classes.tolist() if num_classes > 1 else [*range(len(classes))]
+
+
 def _draw_objects(element: dict[str, np.ndarray], class_names: Sequence[str]) -> np.ndarray:
     """Return the image of an element with its objects."""
     chosen = element["object_valid"]
     image, boxes, classes = element["image"], element["boxes"][chosen], element["classes"][chosen]
     colours = class_colours(classes, len(class_names))
     if "masks" in element:
-        colours = mask_colours(boxes, classes)
+        colours = mask_colours(boxes, classes, len(class_names))
         masks = (np.unpackbits(bits, axis=-1).astype(bool) for bits in element["masks"][chosen])
         image = draw_masks(image, label_map(masks, image.shape[:2]), colours)
     return draw_boxes(image, boxes, [class_names[int(i)] for i in classes], colours)

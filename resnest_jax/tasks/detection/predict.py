@@ -149,7 +149,7 @@ def _draw(
     if found.masks is not None:
         size = photo.shape[:2]
         labels = label_map(itertools.islice(_pasted(found, size), count), size)
-        colours = mask_colours(boxes, classes)
+        colours = mask_colours(boxes, classes, len(class_names))
         picture = draw_masks(photo, labels, colours)
         save_label_map(labels, colours, Path(f"{start}_instances.png"))
     texts = [f"{class_names[i]} {score:.2f}" for i, score in zip(classes, scores, strict=True)]
