@@ -59,7 +59,8 @@ OUTPUT = flags.DEFINE_string(
 MULTI_SCALE = flags.DEFINE_bool(
     "multi_scale",
     False,
-    "Segmentation: at several scales, mirrored too if training was: better and slower.",
+    "Segmentation and detection: at several scales, mirrored too if training was: better and "
+    "slower.",
     flag_values=FLAGS,
 )
 
@@ -95,11 +96,11 @@ def _segment(files: list[str]) -> int:
 
 
 def _detect(files: list[str]) -> int:
-    others = (IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS, MULTI_SCALE)
+    others = (IMAGE_SIZE, EXPLAIN, TTA, TTA_SIZES, PREDICTIONS, EMBEDDINGS)
     arguments.refuse("detection", *others)
     output = _output_of("detection")
     detector = load_detector(MODEL.value, WEIGHTS.value, CHECKPOINT.value, backbone=BACKBONE.value)
-    return detection.run(detector, files, output, THRESHOLD.value)
+    return detection.run(detector, files, output, THRESHOLD.value, multi_scale=MULTI_SCALE.value)
 
 
 def _output_of(task: str) -> Path:

@@ -91,8 +91,8 @@ def data_config(root: Path, **overrides) -> ConfigDict:
         "data.long_side": 64,
         "data.max_objects": 4,
         "evaluation.short_side": 32,
-        "evaluation.short_sides": (24, 40),
-        "evaluation.long_side": 80,
+        "evaluation.view_sides": (24, 40),
+        "evaluation.view_long_side": 80,
     }
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
     config.update_from_flattened_dict(values)

@@ -289,8 +289,8 @@ def test_short_sides(root):
         ({"data__max_objects": 0}, "data.max_objects must be at least 1"),
         ({"evaluation__short_side": 0}, "evaluation.short_side must be from 1"),
         ({"evaluation__short_side": 65}, "evaluation.short_side must be from 1"),
-        ({"evaluation__short_sides": (0,)}, "evaluation.short_sides must be positive"),
-        ({"evaluation__long_side": 39}, "evaluation.long_side 39 must not be less"),
+        ({"evaluation__view_sides": (0,)}, "evaluation.view_sides must be positive"),
+        ({"evaluation__view_long_side": 39}, "evaluation.view_long_side 39 must not be less"),
     ],
 )
 def test_keys_out_of_range(overrides, message, root):

@@ -118,8 +118,8 @@ def test_fields_that_no_entry_shows_travel(tmp_path):
     write_file(tmp_path / "a.safetensors", state_dict, card, {"name": "faster_rcnn"} | fields)
     convert(None, str(tmp_path / "a.safetensors"), tmp_path / "folder")
     found = load_weights(None, str(tmp_path / "folder"))
-    assert (found.config.evaluation.short_side, found.config.data.long_side) == (64, 96)
-    assert found.config.evaluation.short_sides == (48, 80)
+    assert (found.config.evaluation.short_side, found.config.evaluation.long_side) == (64, 96)
+    assert found.config.evaluation.view_sides == (48, 80)
     assert not found.config.data.flip
     assert (found.model.detections, found.model.score_threshold) == (7, 0.5)
     assert found.full_card == card

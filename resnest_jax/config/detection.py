@@ -3,7 +3,7 @@
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from resnest_jax.config.classification import resnest_keys
 
@@ -25,6 +25,7 @@ def best_metric(config: ConfigDict) -> str:
 
 def detection_keys() -> dict[str, Any]:
     """Return the keys of detection with their defaults."""
+    long_side = FieldReference(1333)
     return {
         "model": _model_keys(),
         "data": {
@@ -32,7 +33,7 @@ def detection_keys() -> dict[str, Any]:
             # largest of short_sides; "choice", one of them. The longer side is at most long_side.
             "short_sides": (640, 800),
             "short_side_sampling": "range",
-            "long_side": 1333,
+            "long_side": long_side,
             # Images are padded to the smallest canvas that holds them, a batch to one. Pairs
             # (height, width), of multiples of 32; (): one for the images wider than high and one
             # for the others, as small as the data set allows.
@@ -41,13 +42,17 @@ def detection_keys() -> dict[str, Any]:
             # this many bits for each pixel of a canvas.
             "max_objects": 100,
             "flip": True,  # mirror half of the images
+            # Of a training image a random part with an object is taken, whose sides are at least
+            # this fraction of the image's; 1: the whole image. The canvases hold all such parts.
+            "crop": 1.0,
         },
         "evaluation": {
-            "short_side": 800,  # of the images; the longer one is at most data.long_side
-            # Of the views of an image in the multi-scale evaluation, whose longer side is at most
-            # evaluation.long_side. Each is mirrored too, with data.flip.
-            "short_sides": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
-            "long_side": 4000,
+            "short_side": 800,  # of the images; the longer one is at most evaluation.long_side
+            "long_side": long_side.identity(),  # that of data, unless it is given
+            # Short sides of the views of an image in the multi-scale evaluation, whose longer side
+            # is at most view_long_side. With data.flip each is mirrored too.
+            "view_sides": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
+            "view_long_side": 4000,
         },
     }
 

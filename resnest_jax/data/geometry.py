@@ -5,6 +5,8 @@ for detection. Sizes are pairs (height, width), offsets (y, x), boxes (left, top
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +30,19 @@ class Draws(NamedTuple):
     y: int
 
 
+class Part(NamedTuple):
+    """A rectangle of whole pixels of an image."""
+
+    offset: Size
+    size: Size
+
+    def holds(self, box: np.ndarray) -> bool:
+        """Return whether a box (4,) is in it."""
+        (y, x), (height, width) = self
+        x0, y0, x1, y1 = box
+        return bool(x <= x0 and y <= y0 and x1 <= x + width and y1 <= y + height)
+
+
 @dataclasses.dataclass(frozen=True)
 class Transform:
     """Mirror, resize, cut the window at an offset and pad it to the right and bottom.
@@ -37,12 +52,14 @@ class Transform:
       resized: size of the whole image.
       offset: of the window in the resized image.
       canvas: size of the result.
+      part: of the image, cut out first: it is the whole image then.
     """
 
     flip: bool
     resized: Size
     offset: Size
     canvas: Size
+    part: Part | None = None
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """Transform uint8 (H, W, 3): bilinear, antialiased when shrinking; black outside."""
@@ -65,6 +82,9 @@ class Transform:
 
     def apply_points(self, points: np.ndarray, size: Size) -> np.ndarray:
         """Transform points (x, y) of an image of a size, float (N, 2); they are not clipped."""
+        if self.part:
+            (y, x), size = self.part
+            points = points - (x, y)
         if self.flip:
             points = points * (-1, 1) + (size[1], 0)
         height, width = (new / old for new, old in zip(self.resized, size, strict=True))
@@ -81,6 +101,9 @@ class Transform:
         return height, width
 
     def _apply(self, array: np.ndarray, resampling: Image.Resampling, padding: int) -> np.ndarray:
+        if self.part:
+            (y, x), (height, width) = self.part
+            array = array[y : y + height, x : x + width]
         if self.flip:
             array = array[:, ::-1]
         height, width = self.resized
@@ -134,6 +157,42 @@ def center_crop(size: Size, crop: int) -> Transform:
     height, width = (side * crop // shorter for side in size)
     offset = round((height - crop) / 2), round((width - crop) / 2)
     return Transform(False, (height, width), offset, (crop, crop))
+
+
+def draw_part(rng: np.random.Generator, size: Size, least: float, box: Sequence[float]) -> Part:
+    """Draw a part of an image with the centre of a box, maybe at its edge, as in detectron2.
+
+    Args:
+      size: of the image.
+      least: smallest fraction of each side.
+      box: in the image.
+    """
+    fractions = least + rng.random(2) * (1 - least)
+    sides = [_fraction(side, fraction) for side, fraction in zip(size, fractions, strict=True)]
+    offsets = []
+    for axis, (length, side) in enumerate(zip(size, sides, strict=True)):
+        centre = (box[1 - axis] + box[3 - axis]) / 2
+        low = max(math.floor(centre) - side, 0)
+        high = min(length - side, math.ceil(centre))
+        offsets.append(int(rng.integers(low, high, endpoint=True)))
+    return Part((offsets[0], offsets[1]), (sides[0], sides[1]))
+
+
+def largest_sides(size: Size, short: int, longest: int, least: float) -> Size:
+    """Return the largest height and width of parts of an image, see ``short_side``.
+
+    Args:
+      size: of the image.
+      least: smallest fraction of each side.
+    """
+    height, width = size
+    narrow = short_side((height, _fraction(width, least)), short, longest)
+    low = short_side((_fraction(height, least), width), short, longest)
+    return narrow[0], low[1]
+
+
+def _fraction(side: int, fraction: float) -> int:
+    return max(1, int(side * fraction + 0.5))
 
 
 def short_side(size: Size, short: int, longest: int) -> Size:

@@ -12,9 +12,9 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def make_local_mesh() -> Mesh:
-    """Make a mesh of the devices of this process, with one axis ``data``."""
-    return Mesh(np.array(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+def make_local_mesh(devices: int | None = None) -> Mesh:
+    """Make a mesh of the devices of this process, or the first ones, with one axis ``data``."""
+    return Mesh(np.array(jax.local_devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -110,7 +110,7 @@ def _load(
         size = _pair(found.config.crop_size)
     else:
         card = found.full_card
-        test = found.config.evaluation.short_side, found.config.data.long_side
+        test = found.config.evaluation.short_side, found.config.evaluation.long_side
         size = padded(test)
     names = {"model": found.description["name"], "backbone": found.description["backbone"]}
     return _Weights(names, found.model, found.variables, card, size)

@@ -33,9 +33,9 @@ TEST_KEYS = {
     },
     "detection": {
         "short_side": "evaluation.short_side",
-        "long_side": "data.long_side",
-        "view_sides": "evaluation.short_sides",
-        "view_long_side": "evaluation.long_side",
+        "long_side": "evaluation.long_side",
+        "view_sides": "evaluation.view_sides",
+        "view_long_side": "evaluation.view_long_side",
         "flip": "data.flip",
     },
 }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnest_jax.data.geometry import Size, short_side
+from resnest_jax.data.geometry import Size, largest_sides
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import MULTIPLE, padded
 
@@ -19,11 +19,13 @@ class Canvases:
     Attributes:
       sizes: (height, width) of each canvas.
       short, longest: size of the images, see ``geometry.short_side``; none is larger.
+      crop: least fraction of each side of an image that is resized in place of the image.
     """
 
     sizes: tuple[Size, ...]
     short: int
     longest: int
+    crop: float = 1.0
 
     def index(self, size: Size) -> int:
         """Return the smallest canvas that holds an image of a size before resizing.
@@ -34,7 +36,7 @@ class Canvases:
         Raises:
           InputError: if there is none.
         """
-        resized = short_side(size, self.short, self.longest)
+        resized = largest_sides(size, self.short, self.longest, self.crop)
         fitting = [i for i, canvas in enumerate(self.sizes) if _holds(canvas, resized)]
         if not fitting:
             raise InputError(
@@ -65,6 +67,7 @@ def make_canvases(
     short: int,
     longest: int,
     given: tuple[Size, ...] = (),
+    crop: float = 1.0,
     *,
     long_apart: bool = False,
 ) -> Canvases:
@@ -75,7 +78,7 @@ def make_canvases(
 
     Args:
       sizes: heights and widths of all images before resizing, int (N, 2).
-      short, longest: see ``Canvases``.
+      short, longest, crop: see ``Canvases``.
       long_apart: one canvas more for the long images of each kind, so that the others, mostly
         many more, are padded less.
 
@@ -90,9 +93,9 @@ def make_canvases(
         if long_apart:
             kinds += 2 * (sizes.max(1) > LONG * sizes.min(1))
         given = tuple(
-            _smallest(sizes[kinds == kind], short, longest) for kind in np.unique(kinds)[::-1]
+            _smallest(sizes[kinds == kind], short, longest, crop) for kind in np.unique(kinds)[::-1]
         )
-    canvases = Canvases(tuple(dict.fromkeys(given)), short, longest)
+    canvases = Canvases(tuple(dict.fromkeys(given)), short, longest, crop)
     canvases.groups(sizes)  # raises
     return canvases
 
@@ -117,9 +120,9 @@ def check_canvas(canvas: object) -> None:
     )
 
 
-def _smallest(sizes: np.ndarray, short: int, longest: int) -> Size:
+def _smallest(sizes: np.ndarray, short: int, longest: int, crop: float) -> Size:
     distinct = np.unique(sizes, axis=0).tolist()
-    resized = [short_side((height, width), short, longest) for height, width in distinct]
+    resized = [largest_sides((height, width), short, longest, crop) for height, width in distinct]
     height, width = map(max, zip(*resized, strict=True))
     return padded((height, width))
 

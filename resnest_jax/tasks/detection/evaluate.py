@@ -25,7 +25,7 @@ class Options(evaluation.Options):
     """How to evaluate.
 
     Attributes:
-      multi_scale: detect in views of each image of the short sides ``evaluation.short_sides``, with
+      multi_scale: detect in views of each image of the short sides ``evaluation.view_sides``, with
         ``data.flip`` mirrored too.
     """
 
@@ -73,6 +73,6 @@ def _multi_scale(detector: Detector, metric: Metric, batches: EvalBatches) -> di
     begun = time.perf_counter()
     figures = evaluate_batches(step, metric, Shown(batches))
     rate = batches.num_eval / (time.perf_counter() - begun)
-    views = len(config.evaluation.short_sides) * (1 + config.data.flip)
+    views = len(config.evaluation.view_sides) * (1 + config.data.flip)
     tell(f"{rate:.3g} images/s, {views * rate:.3g} views/s, compilation included")
     return figures

@@ -30,22 +30,26 @@ def check_data(config: ConfigDict) -> None:
     """Raise InputError for a key of ``data`` or ``evaluation`` that is out of range."""
     data = config.data
     check_sizes(data.short_sides, data.short_side_sampling, data.long_side)
+    if not 0 < data.crop <= 1:
+        raise InputError(f"data.crop must be in (0, 1]; got {data.crop}")
     check_evaluation(config)
 
 
 def check_evaluation(config: ConfigDict) -> None:
     """Raise InputError for a key of the evaluation that is out of range; it needs pycocotools."""
     import_package("pycocotools", "resnest_jax[detection]")
-    data, short = config.data, config.evaluation.short_side
+    data, limits = config.data, config.evaluation
     for canvas in data.canvases:
         check_canvas(canvas)
     if data.max_objects < 1:
         raise InputError(f"data.max_objects must be at least 1; got {data.max_objects}")
-    if not 0 < short <= data.long_side:
+    if not 0 < limits.short_side <= limits.long_side:
         raise InputError(
-            f"evaluation.short_side must be from 1 to data.long_side {data.long_side}; got {short}"
+            f"evaluation.short_side must be from 1 to evaluation.long_side {limits.long_side}; got "
+            f"{limits.short_side}"
         )
-    check_sides("evaluation", config.evaluation.short_sides, config.evaluation.long_side)
+    views = limits.view_sides, "view_long_side", limits.view_long_side
+    check_sides("evaluation", "view_sides", *views)
 
 
 def open_boxes(config: ConfigDict, *, training: bool = True) -> BoxDataset:
@@ -79,7 +83,9 @@ def make_batches(config: ConfigDict, dataset: BoxDataset, options: LoaderOptions
       InputError: if the canvases of the config do not hold the images.
     """
     data = config.data
-    train = make_canvases(dataset.train.sizes, max(data.short_sides), data.long_side, data.canvases)
+    train = make_canvases(
+        dataset.train.sizes, max(data.short_sides), data.long_side, data.canvases, data.crop
+    )
     held_out = _eval_canvases(config, dataset)
     transform = TrainTransform(
         train,
@@ -114,12 +120,12 @@ def make_view_batches(
 ) -> EvalBatches:
     """Return the batches of the multi-scale evaluation."""
     sizes, limits = dataset.eval.sizes, config.evaluation
-    each = view_canvases(sizes, limits.short_sides, limits.long_side)
+    each = view_canvases(sizes, limits.view_sides, limits.view_long_side)
     chosen = np.stack([canvases.groups(sizes) for canvases in each], 1)
     groups = np.unique(chosen, axis=0, return_inverse=True)[1].ravel()
     return EvalBatches(dataset.eval, ViewsTransform(each), options, decode_sized, groups)
 
 
 def _eval_canvases(config: ConfigDict, dataset: BoxDataset) -> Canvases:
-    short, longest = config.evaluation.short_side, config.data.long_side
+    short, longest = config.evaluation.short_side, config.evaluation.long_side
     return make_canvases(dataset.eval.sizes, short, longest, config.data.canvases)

@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,9 +14,8 @@ from resnest_jax.data.decode import upright_size
 from resnest_jax.data.geometry import Size
 from resnest_jax.data.instances import encode_mask, paste_mask
 from resnest_jax.files import make_folder, write_json, writing
-from resnest_jax.models.detection.detections import Detections, Instances
-from resnest_jax.models.inputs import normalize_padded
-from resnest_jax.tasks.detection.canvases import Canvases, make_canvases
+from resnest_jax.tasks.detection import task, views
+from resnest_jax.tasks.detection.canvases import make_canvases, view_canvases
 from resnest_jax.tasks.detection.draw import (
     class_colours,
     draw_boxes,
@@ -28,7 +28,7 @@ from resnest_jax.tasks.detection.metrics import to_original
 from resnest_jax.tasks.detection.transforms import EvalTransform
 from resnest_jax.tasks.photos import find_images, output_names, readable_photos
 from resnest_jax.tasks.progress import image_bar
-from resnest_jax.training.task import Variables
+from resnest_jax.training.mesh import make_local_mesh
 from resnest_jax.weights.detection import Detector
 
 RESULTS = "detections.json"
@@ -51,7 +51,12 @@ class Found(NamedTuple):
 
 
 def run(
-    detector: Detector, files: Sequence[str], output: Path, threshold: float = THRESHOLD
+    detector: Detector,
+    files: Sequence[str],
+    output: Path,
+    threshold: float = THRESHOLD,
+    *,
+    multi_scale: bool = False,
 ) -> int:
     """Detect objects in images; print how many each has, and unreadable files on stderr.
 
@@ -68,6 +73,7 @@ def run(
       files: images, and folders of images.
       output: directory to write.
       threshold: least score of the boxes that are drawn and counted.
+      multi_scale: detect in views, see ``evaluate.Options``.
 
     Returns:
       The exit code: 1 if any file could not be read, else 0.
@@ -79,7 +85,7 @@ def run(
     paths = find_images(files)
     names = output_names(paths)
     make_folder("output", output)
-    detect, class_names = make_detect(detector, _canvases(detector, paths)), detector.class_names
+    detect, class_names = make_detect(detector, _sizes(paths), multi_scale), detector.class_names
     rows: list[dict[str, Any]] = []
     with image_bar(len(paths)) as bar:
         for path, photo in readable_photos(paths):
@@ -94,32 +100,37 @@ def run(
     return int(len(rows) < len(paths))
 
 
-def make_detect(detector: Detector, canvases: Canvases) -> Callable[[np.ndarray], Found]:
-    """Make ``detect(photo)`` of RGB uint8 (H, W, 3); one program is compiled for each canvas."""
-    transform = EvalTransform(canvases, max_objects=1)
-    model, variables = detector.model, jax.device_put(detector.variables)
+def make_detect(
+    detector: Detector, sizes: np.ndarray, multi_scale: bool = False
+) -> Callable[[np.ndarray], Found]:
+    """Make ``detect(photo)`` of RGB uint8 (H, W, 3); one program is compiled for each canvas.
 
-    @jax.jit
-    def apply(variables: Variables, images: jax.Array, sizes: jax.Array) -> Detections | Instances:
-        inputs = normalize_padded(images, sizes)
-        found = model.apply(variables, inputs, sizes, method="detect")
-        return cast(Detections | Instances, found)
+    Args:
+      sizes: heights and widths of all photos, int (N, 2).
+      multi_scale: see ``run``.
+    """
+    model, limits = detector.model, detector.config.evaluation
+    if multi_scale:
+        canvases = view_canvases(sizes, limits.view_sides, limits.view_long_side)
+        transform, flip = views.ViewsTransform(canvases), detector.config.data.flip
+        apply = views.make_detect(model, detector.variables, flip, make_local_mesh(1))
+    else:
+        transform = EvalTransform(make_canvases(sizes, limits.short_side, limits.long_side), 1)
+        apply = partial(jax.jit(partial(task.detect, model)), jax.device_put(detector.variables))
 
     def detect(photo: np.ndarray) -> Found:
         element = {"image": photo, "boxes": np.zeros((0, 4)), "classes": np.zeros(0), "index": 0}
-        resized = transform.map(element)
-        size = resized["size"]
-        boxes, scores, classes, valid, *masks = (
-            part[0] for part in jax.device_get(apply(variables, resized["image"][None], size[None]))
-        )
-        boxes = to_original(boxes[valid], size, np.array(photo.shape[:2]))
+        made = transform.map(element)
+        batch = {name: value[None] for name, value in made.items()}
+        boxes, scores, classes, valid, *masks = (part[0] for part in jax.device_get(apply(batch)))
+        boxes = to_original(boxes[valid], made["size"], made["original_size"])
         return Found(boxes, scores[valid], classes[valid], masks[0][valid] if masks else None)
 
     return detect
 
 
-def _canvases(detector: Detector, paths: Sequence[Path]) -> Canvases:
-    """Return a wide and a high canvas, the smallest that hold the photos that can be read."""
+def _sizes(paths: Sequence[Path]) -> np.ndarray:
+    """Return the heights and widths of the photos that can be read, int (N, 2)."""
     sizes = []
     for path in paths:
         try:
@@ -127,10 +138,7 @@ def _canvases(detector: Detector, paths: Sequence[Path]) -> Canvases:
         except Exception:  # a broken file, which decoding reports; Pillow raises many kinds
             continue
         sizes += [(height, width), (width, height)]  # a file may turn its image behind the pixels
-    config = detector.config
-    return make_canvases(
-        np.array(sizes, int).reshape(-1, 2), config.evaluation.short_side, config.data.long_side
-    )
+    return np.array(sizes, int).reshape(-1, 2)
 
 
 def _pasted(found: Found, size: Size) -> Iterator[np.ndarray]:

@@ -87,11 +87,16 @@ class Detection:
         return total, Aux(updates["batch_stats"], losses)
 
     def eval_step(self, variables: Variables, batch: Batch) -> EvalOutput:
-        """Return the ``Detections`` or ``Instances`` of every image."""
-        images = normalize_padded(batch["image"], batch["size"])
-        found = self.model.apply(variables, images, batch["size"], method="detect")
-        return EvalOutput({}, cast(Detections | Instances, found))
+        """Return the detections of every image."""
+        return EvalOutput({}, detect(self.model, variables, batch))
 
     def metric(self) -> CocoAP:
         """Return a metric of COCO's figures, of masks too if the model has them."""
         return CocoAP(self.truth, masks=self._has_masks)
+
+
+def detect(model: RCNN, variables: Variables, batch: Batch) -> Detections | Instances:
+    """Return the detections in images uint8 (B, H, W, 3) of ``size`` (B, 2) without padding."""
+    images = normalize_padded(batch["image"], batch["size"])
+    found = model.apply(variables, images, batch["size"], method="detect")
+    return cast(Detections | Instances, found)

@@ -41,21 +41,24 @@ class EvalTransform(grain.transforms.Map):
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform(grain.transforms.RandomMap):
-    """Resize a decoded record at random, mirror it, and pad it to its canvas (h, w).
+    """Cut and resize a decoded record at random, mirror it, and pad it to its canvas (h, w).
 
     ``{"image": uint8 (H, W, 3), "boxes": float32 (N, 4), "classes": int32 (N,)}`` ->
 
     - ``image``: uint8 (h, w, 3), at the left top and black outside;
     - ``size``: int32 (2,), height and width of the image in it;
     - ``boxes``: float32 (max_objects, 4), left, top, right and bottom in it, zeros where there is
-      no object; of more objects some are chosen at random;
+      no object; of more objects some are chosen at random. An object that is cut off has the box
+      of the rest of its mask, without masks the rest of its box;
     - ``classes``: int32 (max_objects,);
     - ``object_valid``: bool (max_objects,), whether there is an object;
     - ``masks``: of a model with masks, from the record's ``segmentations``: uint8 (max_objects, h,
       w / 8), the pixels of each object as bits, see ``numpy.packbits``.
 
     Attributes:
-      canvases: see ``canvases.Canvases``; they hold the images at the largest short side.
+      canvases: see ``canvases.Canvases``; they hold the images at the largest short side. With
+        ``crop`` below 1 a part of each image with a random object is taken, and the sides of the
+        part are random fractions from ``crop`` on.
       short_sides: the least and the largest short side in pixels, or all of them.
       sampling: ``range``: any integer from the least to the largest; ``choice``: one of them.
       flip: mirror half of the images.
@@ -99,18 +102,23 @@ class TrainTransform(grain.transforms.RandomMap):
     def random_map(
         self, element: dict[str, Any], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
+        size, boxes = element["image"].shape[:2], element["boxes"]
+        part, crop = None, self.canvases.crop
+        if crop < 1 and len(boxes):
+            part = geometry.draw_part(rng, size, crop, boxes[rng.integers(len(boxes))])
         if self.sampling == "range":
             short = int(rng.integers(min(self.short_sides), max(self.short_sides), endpoint=True))
         else:
             short = int(rng.choice(self.short_sides))
         flip = bool(self.flip and rng.random() < 0.5)
-        transform = _transform(self.canvases, element["image"].shape[:2], short, flip)
-        chosen = np.arange(len(element["boxes"]))
+        transform = _transform(self.canvases, size, short, flip, part)
+        x0, y0, x1, y1 = transform.apply_boxes(boxes, size).T
+        chosen = np.flatnonzero((x1 > x0) & (y1 > y0))
         if len(chosen) > self.max_objects:
             chosen = np.sort(rng.choice(chosen, self.max_objects, replace=False))
         made = _apply(transform, element, chosen, self.max_objects)
         if self.masks:
-            made["masks"] = _masks(transform, element, chosen, self.max_objects)
+            made |= _masks(transform, element, chosen, made)
         return made
 
 
@@ -118,7 +126,7 @@ def check_sizes(short_sides: tuple[int, ...], sampling: str, longest: int) -> No
     """Raise InputError if the sizes of training images are out of range."""
     if sampling not in SAMPLING:
         raise InputError(f"data.short_side_sampling must be one of {SAMPLING}; got {sampling!r}")
-    check_sides("data", short_sides, longest)
+    check_sides("data", "short_sides", short_sides, "long_side", longest)
     if sampling == "range" and len(short_sides) > 2:
         raise InputError(
             "data.short_sides must be the least and the largest for short_side_sampling 'range'; "
@@ -126,25 +134,29 @@ def check_sizes(short_sides: tuple[int, ...], sampling: str, longest: int) -> No
         )
 
 
-def check_sides(section: str, short_sides: tuple[int, ...], longest: int) -> None:
-    """Raise InputError if the short sides of a section of the config, or the longest, are wrong."""
-    if not short_sides or not all(type(side) is int and side > 0 for side in short_sides):
+def check_sides(
+    section: str, name: str, sides: tuple[int, ...], longest_name: str, longest: int
+) -> None:
+    """Raise InputError if short sides in the config, or the limit of the long ones, are wrong."""
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
         raise InputError(
-            f"{section}.short_sides must be positive numbers of pixels, such as (640, 800); got "
-            f"{short_sides}"
+            f"{section}.{name} must be positive numbers of pixels, such as (640, 800); got {sides}"
         )
-    if longest < max(short_sides):
+    if longest < max(sides):
         raise InputError(
-            f"{section}.long_side {longest} must not be less than {section}.short_sides "
-            f"{short_sides}"
+            f"{section}.{longest_name} {longest} must not be less than {section}.{name} {sides}"
         )
 
 
 def _transform(
-    canvases: Canvases, size: geometry.Size, short: int, flip: bool
+    canvases: Canvases,
+    size: geometry.Size,
+    short: int,
+    flip: bool,
+    part: geometry.Part | None = None,
 ) -> geometry.Transform:
-    resized = geometry.short_side(size, short, canvases.longest)
-    return geometry.Transform(flip, resized, (0, 0), canvases.sizes[canvases.index(size)])
+    resized = geometry.short_side(part.size if part else size, short, canvases.longest)
+    return geometry.Transform(flip, resized, (0, 0), canvases.sizes[canvases.index(size)], part)
 
 
 def _apply(
@@ -166,12 +178,28 @@ def _apply(
 
 
 def _masks(
-    transform: geometry.Transform, element: dict[str, Any], chosen: np.ndarray, max_objects: int
-) -> np.ndarray:
-    """Return the masks of the chosen objects as bits, padded."""
+    transform: geometry.Transform,
+    element: dict[str, Any],
+    chosen: np.ndarray,
+    made: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Return the masks of the chosen objects as bits, padded; and new boxes.
+
+    An object that is cut off gets the box of the rest of its mask, and is not valid without any.
+
+    Args:
+      made: result of ``_apply``.
+    """
     height, width = transform.canvas
-    masks = np.zeros((max_objects, height, width // 8), np.uint8)
+    boxes, valid = made["boxes"].copy(), made["object_valid"].copy()
+    masks = np.zeros((len(boxes), height, width // 8), np.uint8)
     for place, index in enumerate(chosen):  # one by one: unpacked they are eight times as large
         segmentation, size = element["segmentations"][index], element["image"].shape[:2]
-        masks[place] = pack_masks(transform_mask(segmentation, transform, size))
-    return masks
+        pixels = transform_mask(segmentation, transform, size)
+        masks[place] = pack_masks(pixels)
+        if transform.part and not transform.part.holds(element["boxes"][index]):
+            rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+            valid[place] = len(rows) > 0
+            edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0,) * 4
+            boxes[place] = edges
+    return {"masks": masks, "boxes": boxes, "object_valid": valid}
