@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
             },
             "crop_size": 112,
             "batch_size": 8,
-            "epochs": 11.0,
+            "epochs": 9.0,
             "augment": {"base_size": 112, "scale": (0.9, 1.15), "flip": False},
             "optimizer": {
                 "name": "lamb",
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.995,
             },
             "evaluation": {"scales": (0.9, 1.0, 1.1)},
-            "eval_every_epochs": 4.0,
+            "eval_every_epochs": 3.0,
             "log_every_steps": 50,
             "checkpoint": {"keep_last": 1},
         }
