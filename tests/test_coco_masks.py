@@ -162,8 +162,9 @@ def edges(mask):
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_masks_follow_the_pixels_of_their_objects(tmp_path):
-    """Resized, mirrored and padded: one is red, a run-length code; one is green, a polygon."""
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_masks_follow_the_pixels_of_their_objects(crop, tmp_path):
+    """Cut, resized, mirrored and padded: one is red, a run-length code; one is green, a polygon."""
     file = data.content(0, 8)
     file["annotations"] = []
     for image in file["images"]:
@@ -175,7 +176,8 @@ def test_masks_follow_the_pixels_of_their_objects(tmp_path):
             code = data.code(outline, *size)
             pixels[..., channel] = 255 * coco.decode(code)
             mask = (code, outline)[channel]
-            file["annotations"].append(data.entry(image["id"], 7, box, segmentation=mask))
+            category = (3, 7)[channel]
+            file["annotations"].append(data.entry(image["id"], category, box, segmentation=mask))
         image["pixels"] = pixels
     arrays = {image["file_name"]: image.pop("pixels") for image in file["images"]}
     for split in ("train", "val"):
@@ -183,21 +185,26 @@ def test_masks_follow_the_pixels_of_their_objects(tmp_path):
         for name, pixels in arrays.items():
             (tmp_path / split / name).write_bytes(encode(pixels))
     overrides = {"data__short_sides": (60, 90), "data__long_side": 160, "model__name": "mask_rcnn"}
-    config = data.data_config(tmp_path, **overrides)
+    config = data.data_config(tmp_path, data__crop=crop, **overrides)
     batches = make_batches(config, open_boxes(config), loader_options(config, None, 2))
     specs = [{name: leaf.shape for name, leaf in s.items()} for s in batches.train_specs()]
     for spec in specs:
         _, height, width, _ = spec["image"]
         assert spec["masks"] == (2, 4, height, width // 8)
-    for batch in take(batches.train(0), 8):
+    found = take(batches.train(0), 8)
+    for batch in found:
         assert {name: value.shape for name, value in batch.items()} in specs
         masks = np.unpackbits(batch["masks"], axis=-1).astype(bool)
         assert not masks[~batch["object_valid"]].any()
-        for image, of_image, boxes in zip(batch["image"], masks, batch["boxes"], strict=True):
-            for channel in (0, 1):
-                mask, shown = of_image[channel], image[..., channel] > 127
+        assert not batch["boxes"][~batch["object_valid"]].any()
+        for image, place in np.argwhere(batch["object_valid"]):
+            mask, channel = masks[image, place], batch["classes"][image, place]
+            shown = batch["image"][image, ..., channel] > 127
+            if (mask | shown).sum() > 300:  # not the edges of what is cut off
                 assert (mask & shown).sum() > 0.9 * (mask | shown).sum()
-                np.testing.assert_allclose(edges(mask), boxes[channel], atol=1.5)
+            np.testing.assert_allclose(edges(mask), batch["boxes"][image, place], atol=1.5)
+    count = sum(batch["object_valid"].sum() for batch in found)
+    assert count == 32 if crop == 1 else 16 <= count < 32
     assert "masks" not in next(batches.eval())
 
 

@@ -1,6 +1,7 @@
 """Detection through the trainer and the commands, on a small folder in COCO's form."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -20,9 +21,11 @@ from pycocotools.cocoeval import COCOeval
 import resnest_jax
 from experiments.scaling import collectives
 from resnest_jax import dry_run, recipe, runs
+from resnest_jax.config import complete, flatten
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize_padded
 from resnest_jax.tasks.detection import evaluate, predict
+from resnest_jax.tasks.detection.canvases import make_canvases
 from resnest_jax.tasks.detection.draw import draw_batch
 from resnest_jax.tasks.detection.metrics import FIGURES
 from resnest_jax.training.metric_writer import read_metrics
@@ -119,17 +122,23 @@ def test_predictions_are_those_of_the_evaluation(whole, evaluated, root, tmp_pat
     """Of the images as files, with one that cannot be read."""
     workdir, _ = whole
     detector = load_weights(None, str(workdir))
-    results = json.loads((evaluated[1] / "results.json").read_text())
     files = [str(root / "val"), str(tmp_path / "none.png")]
     assert predict.run(detector, files, tmp_path / "out", threshold=0.0) == 1
     assert "none.png" in capsys.readouterr().err
     images = json.loads((tmp_path / "out/detections.json").read_text())["images"]
-    assert len(images) == 5
-    names = {name: category for category, name in data.CLASSES.items()}
     for number, image in zip(range(100, 105), images, strict=True):
         assert image["file"] == str(root / f"val/{number}.png")
         with Image.open(tmp_path / f"out/{number}_boxes.png") as picture:
             assert picture.width / picture.height == image["width"] / image["height"]
+    assert_same_detections(tmp_path / "out", evaluated[1], range(100, 105))
+
+
+def assert_same_detections(predicted, evaluated, numbers):
+    """Check that all results of an evaluation of some images are among the predictions."""
+    results = json.loads((evaluated / "results.json").read_text())
+    images = json.loads((predicted / "detections.json").read_text())["images"]
+    names = {name: category for category, name in data.CLASSES.items()}
+    for number, image in zip(numbers, images, strict=True):
         expected = [entry for entry in results if entry["image_id"] == number]
         assert len(image["detections"]) >= len(expected) > 0
         for entry in expected:
@@ -140,6 +149,26 @@ def test_predictions_are_those_of_the_evaluation(whole, evaluated, root, tmp_pat
                 and found["box"] == pytest.approx([left, top, left + width, top + height], abs=0.03)
                 for found in image["detections"]
             ), entry
+
+
+def test_multi_scale(whole, evaluated, root, tmp_path, capsys):
+    """A view as in training gives the figures of training; predictions are those of evaluation."""
+    detector = load_weights(None, str(whole[0]))
+    config = flatten(detector.config) | {"evaluation.view_sides": (32,)}
+    views = {True: config | {"evaluation.view_sides": (24,)}, False: config | {"data.flip": False}}
+    of = {flip: dataclasses.replace(detector, config=complete(views[flip])) for flip in views}
+    one = evaluate.run(of[False], evaluate.Options(multi_scale=True))
+    assert one == pytest.approx(evaluated[0], abs=1e-6)
+    options = evaluate.Options(multi_scale=True, output=tmp_path / "out")
+    found = evaluate.run(of[True], options)
+    assert found.keys() == one.keys()
+    assert found != one
+    lines = [line for line in capsys.readouterr().err.splitlines() if "views/s" in line]
+    rates = [[float(word) for word in line.split() if word[0].isdigit()] for line in lines]
+    assert [views == pytest.approx(images, rel=0.01) for images, views in rates] == [True, False]
+    file = str(root / "val/100.png")
+    assert predict.run(of[True], [file], tmp_path / "seen", threshold=0.0, multi_scale=True) == 0
+    assert_same_detections(tmp_path / "seen", tmp_path / "out", [100])
 
 
 def test_images_are_normalized_as_the_authors_do_and_padded_with_zeros():
@@ -187,6 +216,26 @@ def test_recipes_of_coco(name, backbone, root):
         leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trained), strict=True)
         frozen = [leaf.size for leaf, is_trained in leaves if not is_trained]
         assert sum(frozen) == 260_416 + 3_648  # the second are of norms, buffers in detectron2
+
+
+def test_recipe_with_tricks(root):
+    """As the authors' mask_cascade_rcnn_ResNeSt_200_FPN_syncBN_all_tricks_3x."""
+    config = helpers.load_config("coco", "cascade_mask_rcnn_resnest200_tricks")
+    config.dataset, config.train_split, config.eval_split = f"coco:{root}", "train", "val"
+    config.batch_size, config.loader.workers = 8, 0
+    run = recipe.build(config)
+    assert run.options.total_steps == 270_000
+    rates = [run.schedule(step) for step in (1000, 239_999, 240_000, 255_000)]
+    np.testing.assert_allclose(np.array(rates) * 2, [0.02, 0.02, 2e-3, 2e-4], rtol=1e-4)
+    model, data_of = run.task.model, config.data
+    assert (model.mask_convolutions, model.train_proposals) == (8, 2000)
+    assert model.backbone.stage_sizes == (3, 24, 36, 3)
+    assert (data_of.short_sides, data_of.short_side_sampling) == ((640, 864), "range")
+    assert (data_of.long_side, data_of.crop) == (1440, 0.9)
+    assert (config.evaluation.short_side, config.evaluation.long_side) == (800, 1333)
+    every = np.array([(height, 300) for height in range(60, 1500)])
+    every = np.concatenate((every, every[:, ::-1]))
+    make_canvases(every, 864, 1440, data_of.canvases, data_of.crop)  # raises if they hold not all
 
 
 @pytest.mark.parametrize("name", RCNNS)

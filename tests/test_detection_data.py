@@ -1,6 +1,7 @@
 """From images with boxes to batches: sizes, canvases, order."""
 
 import functools
+import itertools
 import json
 
 import detection_data as data
@@ -16,6 +17,7 @@ from resnest_jax.data.batches import LoaderOptions
 from resnest_jax.data.loader import HostShard, train_batches
 from resnest_jax.data.order import grouped
 from resnest_jax.errors import InputError
+from resnest_jax.models.inputs import padded
 from resnest_jax.tasks.detection.canvases import make_canvases
 from resnest_jax.tasks.detection.loading import (
     check_data,
@@ -232,6 +234,43 @@ def test_an_unreadable_image_is_replaced_by_one_of_its_canvas(tmp_path):
     assert unreadable == [str(tmp_path / name) for name in ("train/01.png", "val/101.png")]
 
 
+def test_canvases_hold_all_parts_of_images():
+    """And the largest part needs them."""
+    for size in ((40, 64), (48, 48), (45, 50), (64, 20)):
+        (canvas,) = make_canvases(np.array([size]), 90, 150, crop=0.6).sizes
+        sides = [range(int(0.6 * side + 0.5), side + 1) for side in size]
+        parts = [geometry.short_side(part, 90, 150) for part in itertools.product(*sides)]
+        assert canvas == padded(tuple(map(max, zip(*parts, strict=True))))
+
+
+def test_boxes_follow_their_pixels_in_parts_of_images(tmp_path):
+    """The objects are bright; of one that is cut off the box is cut off, too."""
+    file = data.content(0, 8)
+    file["annotations"] = []
+    for image in file["images"]:
+        file["annotations"].append(data.entry(image["id"], 7, (4, 6, 20, 12)))
+        file["annotations"].append(data.entry(image["id"], 3, (28, 26, 10, 8)))
+    for split in ("train", "val"):
+        data.write_split(tmp_path, split, file)
+        for image in file["images"]:
+            pixels = np.zeros((image["height"], image["width"], 3), np.uint8)
+            pixels[6:18, 4:24, 1] = pixels[26:34, 28:38, 0] = 255
+            Image.fromarray(pixels).save(tmp_path / split / image["file_name"])
+    limits = {"data__short_sides": (36, 80), "data__long_side": 128}
+    batches = take(batches_of(tmp_path, data__crop=0.5, **limits).train(0), 16)
+    for batch in batches:
+        for i, place in np.argwhere(batch["object_valid"]):
+            bright = np.argwhere(batch["image"][i, ..., batch["classes"][i, place]] > 127)
+            if len(bright):
+                edges = [*bright.min(0)[::-1], *(bright.max(0)[::-1] + 1)]
+                np.testing.assert_allclose(batch["boxes"][i, place], edges, atol=1.5)
+    counts = np.concatenate([batch["object_valid"].sum(1) for batch in batches])
+    assert {*counts.tolist()} == {1, 2}
+    sides = np.concatenate([batch["size"] for batch in batches])
+    shapes = {height / width for height, width in sides.tolist()}
+    assert len(shapes) > 20  # those of four images, otherwise
+
+
 def test_two_hosts_have_the_batches_of_one():
     groups = np.arange(12) % 2
     elements = grouped(grain.MapDataset.range(12), groups, 3, 4).map(lambda i: {"i": np.array(i)})
@@ -286,6 +325,7 @@ def test_short_sides(root):
         ({"data__long_side": 30}, "data.long_side 30 must not be less"),
         ({"data__canvases": (64, 64)}, "data.canvases must be pairs"),
         ({"data__canvases": ((64, 65),)}, "data.canvases must be pairs"),
+        ({"data__crop": 0.0}, r"data.crop must be in \(0, 1\]; got 0"),
         ({"data__max_objects": 0}, "data.max_objects must be at least 1"),
         ({"evaluation__short_side": 0}, "evaluation.short_side must be from 1"),
         ({"evaluation__short_side": 65}, "evaluation.short_side must be from 1"),

@@ -38,7 +38,7 @@ def test_killed_and_resumed_it_is_the_same(whole, tmp_path):
 
 
 def test_two_processes_equal_one(whole, tmp_path):
-    """In the first steps, and in the evaluation of a checkpoint, of five images."""
+    """In the first steps, and in the evaluations of a checkpoint, of five images."""
     flag, workdir = whole
     run(2, "train", flag, f"--workdir={tmp_path / 'run'}")
     one, two = read_metrics(workdir), read_metrics(tmp_path / "run")
@@ -48,9 +48,14 @@ def test_two_processes_equal_one(whole, tmp_path):
         assert len(names) > 5
         for name in names:
             assert after[name] == pytest.approx(before[name], rel=1e-3), name
-    outputs = [tmp_path / f"evaluation {count}" for count in (1, 2)]
+    for kind in ("--nomulti_scale", "--multi_scale"):
+        assert_same_evaluation(workdir, tmp_path, kind)
+
+
+def assert_same_evaluation(workdir, tmp_path, kind):
+    outputs = [tmp_path / f"evaluation {count} {kind}" for count in (1, 2)]
     first, second = (
-        figures(run(count, "evaluate", f"--workdir={workdir}", f"--output={output}"))
+        figures(run(count, "evaluate", f"--workdir={workdir}", f"--output={output}", kind))
         for count, output in zip((1, 2), outputs, strict=True)
     )
     assert second == pytest.approx(first, abs=1e-6)

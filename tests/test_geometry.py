@@ -1,5 +1,6 @@
 """The transform of an image and its label map against the authors' code."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -114,6 +115,53 @@ def test_draws_are_uniform_and_repeat():
         geometry.draw(np.random.default_rng(seed), (40, 60), 32, 64, flip=False).flip
         for seed in range(20)
     )
+
+
+class Fixed(Extreme):
+    """As ``Extreme``, with given fractions."""
+
+    def __init__(self, largest, fractions):
+        super().__init__(largest)
+        self.fractions = fractions
+
+    def random(self, count):
+        assert count == len(self.fractions)
+        return np.array(self.fractions)
+
+
+@pytest.mark.parametrize(
+    ("box", "offsets"),
+    # From the one whose end is at the floor of the centre to the one that starts at its ceiling,
+    # as far as the image reaches: detectron2's gen_crop_transform_with_instance.
+    [
+        ((60, 40, 90, 61), ((0, 0), (5, 20))),
+        ((0, 0, 5, 6), ((0, 0), (3, 3))),
+        ((190, 98, 199, 99.5), ((3, 14), (5, 20))),
+    ],
+)
+def test_parts_of_an_image(box, offsets):
+    """Of 100 x 200 pixels, 95 x 180 of them."""
+    for largest, offset in enumerate(offsets):
+        part = geometry.draw_part(Fixed(largest, (0.75, 0.5)), (100, 200), 0.8, box)
+        assert part == geometry.Part(offset, (95, 180))
+    assert geometry.draw_part(Fixed(True, (0, 1)), (100, 200), 0.8, box).size == (80, 200)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_part_is_as_an_image_of_its_own(flip):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    part = geometry.Part((4, 10), (40, 52))
+    transform = geometry.Transform(flip, (60, 78), (0, 0), (64, 96), part)
+    bare = dataclasses.replace(transform, part=None)
+    own = pixels[4:44, 10:62]
+    np.testing.assert_array_equal(transform.apply_image(pixels), bare.apply_image(own))
+    labels = [transform.apply_labels(pixels[..., 0], 9), bare.apply_labels(own[..., 0], 9)]
+    np.testing.assert_array_equal(*labels)
+    boxes = np.array([(12.5, 8, 30, 20), (0, 0, 20, 49), (5, 5, 9, 9)])
+    moved = transform.apply_boxes(boxes, (50, 70))
+    np.testing.assert_allclose(moved, bare.apply_boxes(boxes - (10, 4, 10, 4), (40, 52)))
+    assert (moved[2] == moved[2][[0, 3, 0, 3]]).any()
+    assert [part.holds(box) for box in boxes] == [True, False, False]
 
 
 def test_narrow_image_keeps_a_pixel():
