@@ -204,7 +204,6 @@ def predicted(tmp_path, monkeypatch):
         Image.fromarray(np.full((*PHOTO, 3), 90, np.uint8)).save(tmp_path / "photo.png")
         found = predict.Found(BOXES, np.array([0.9, 0.8, 0.3]), np.array([1, 1, 0]), masks)
         monkeypatch.setattr(predict, "make_detect", lambda *_: lambda photo: found)
-        monkeypatch.setattr(predict, "_canvases", lambda *_: None)
         assert predict.run(Stub, [str(tmp_path / "photo.png")], tmp_path / "out") == 0
         (image,) = json.loads((tmp_path / "out/detections.json").read_text())["images"]
         return image["detections"]
