@@ -109,36 +109,58 @@ def make_records(
         is missing or broken.
     """
     images = [image for image in file.images if image["id"] in paths]
-    boxes, segmentations, cut, empty, unmasked = [], [], 0, 0, 0
-    for image in images:
-        objects = [o for o in file.objects[image["id"]] if not o["iscrowd"]]
-        whole = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
-        whole[:, 2:] += whole[:, :2]
-        inside = np.clip(whole, 0, (image["width"], image["height"]) * 2)
-        usable = np.all(inside[:, 2:] - inside[:, :2] > LEAST_SIDE, 1)
-        cut += np.sum(usable & np.any(np.abs(inside - whole) > ROUNDING, 1))
-        empty += np.sum(~usable)
-        if masks:
-            found = {i: read_mask(file, image, objects[i]) for i in np.flatnonzero(usable)}
-            usable[[i for i, mask in found.items() if mask is None]] = False
-            unmasked += len(found) - np.sum(usable)
-            kept = [mask for mask in found.values() if mask is not None]
-            segmentations.append(json.dumps(kept, separators=(",", ":")).encode())
-        classes = np.array([labels[o["category_id"]] for o in objects]).reshape(-1, 1)
-        boxes.append(np.hstack([inside, classes])[usable])
+    read = [_read_objects(file, image, labels, masks) for image in images]
+    boxes = [objects.boxes for objects in read]
     if not any(map(len, boxes)):
         raise InputError(f"{file.path} has no box in any of its {len(images)} images")
     if max(b[:, :4].max() for b in boxes if len(b)) <= 1:
         raise InputError(f"{file.path}: its boxes are fractions of the images; expected pixels")
     used = [i for i, b in enumerate(boxes) if len(b) or not training]
-    counts = {"cut": cut, "empty": empty, "unmasked": unmasked, "unused": len(images) - len(used)}
-    _add_notes(file, notes, training, **counts)
+    _add_notes(file, notes, training, read, unused=len(images) - len(used))
     sizes = [(int(images[i]["height"]), int(images[i]["width"])) for i in used]
     return BoxRecords(
         [paths[images[i]["id"]] for i in used],
         np.array(sizes, np.int32),
         [boxes[i] for i in used],
-        [segmentations[i] for i in used] if masks else None,
+        [read[i].masks for i in used] if masks else None,
+    )
+
+
+class _Objects(NamedTuple):
+    """The objects of an image that records have.
+
+    Attributes:
+      boxes, masks: see ``BoxRecords``.
+      cut: number of boxes that reached over the border.
+      empty, unmasked: number of objects that are left out, without a box or a mask.
+    """
+
+    boxes: np.ndarray
+    masks: bytes
+    cut: int
+    empty: int
+    unmasked: int
+
+
+def _read_objects(file: CocoFile, image: Entry, labels: Mapping[int, int], masks: bool) -> _Objects:
+    objects = [o for o in file.objects[image["id"]] if not o["iscrowd"]]
+    whole = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
+    whole[:, 2:] += whole[:, :2]
+    inside = np.clip(whole, 0, (image["width"], image["height"]) * 2)
+    usable = np.all(inside[:, 2:] - inside[:, :2] > LEAST_SIDE, 1)
+    cut = np.sum(usable & np.any(np.abs(inside - whole) > ROUNDING, 1))
+    empty, found = np.sum(~usable), {}
+    if masks:
+        found = {i: read_mask(file, image, objects[i]) for i in np.flatnonzero(usable)}
+        usable[[i for i, mask in found.items() if mask is None]] = False
+    kept = [mask for mask in found.values() if mask is not None]
+    classes = np.array([labels[o["category_id"]] for o in objects]).reshape(-1, 1)
+    return _Objects(
+        np.hstack([inside, classes])[usable],
+        json.dumps(kept, separators=(",", ":")).encode(),
+        int(cut),
+        int(empty),
+        len(found) - len(kept),
     )
 
 
@@ -182,17 +204,13 @@ def ground_truth(
 
 
 def _add_notes(
-    file: CocoFile,
-    notes: list[str],
-    training: bool,
-    *,
-    cut: int,
-    empty: int,
-    unmasked: int,
-    unused: int,
+    file: CocoFile, notes: list[str], training: bool, read: Sequence[_Objects], unused: int
 ) -> None:
     objects = [o for objects in file.objects.values() for o in objects]
     crowds = sum(bool(o["iscrowd"]) for o in objects)
+    cut, empty, unmasked = (
+        sum(getattr(r, field) for r in read) for field in ("cut", "empty", "unmasked")
+    )
     most = ", most of all: are they (left, top, width, height)?" if 2 * cut > len(objects) else ""
     lines = {
         "annotations of images that it does not list, left out": file.strays,
