@@ -1,4 +1,7 @@
-"""Detect objects in views of several sizes, mirrored too: the authors' test-time augmentation."""
+"""Detect objects in views of several sizes, mirrored too: the authors' test-time augmentation.
+
+A view is made from the image as it is; their command makes it from the resized image of the test.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -52,7 +55,8 @@ def make_detect(
     """Make ``detect(batch)`` of elements of ``ViewsTransform``; it compiles for each canvas.
 
     The result is sharded over the mesh as the batch is; boxes are in pixels of the original images.
-    For masks the pyramids of all views of a batch are in memory.
+    For masks the pyramids of all views of a batch are in memory: 1.4 GiB for a photograph of 4:3,
+    256 channels and the default sizes.
 
     Args:
       model: its limits of detections hold for each view, and again for all views together.
