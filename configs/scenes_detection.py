@@ -4,7 +4,8 @@
 
 4,800 training scenes of 112x112 pixels, and 300 of other digits and other parts of the photographs
 (see resnest_jax/data/builtin/scenes.py), written as images with boxes in COCO's form. Four CPU
-minutes; AP50 98.0 %, AP 87.7 %, seed 0. A mirrored digit is another character, so there is no flip.
+minutes; AP50 98.0, 99.1, 98.7 %, AP 87.7, 89.1, 87.5 %, seeds 0, 1, 2. A mirrored digit is another
+character, so there is no flip.
 """
 
 from ml_collections import ConfigDict
