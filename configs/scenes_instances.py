@@ -2,7 +2,7 @@
 
     python -m resnest_jax.train --config=configs/scenes_instances.py --workdir=runs/digit_masks
 
-The scenes and all but the mask head are those of configs/scenes_detection.py. Four CPU minutes;
+The scenes and all but the mask head are those of configs/scenes_detection.py. Five CPU minutes;
 AP50 of the masks 98.7 %, AP 93.4 %, of the boxes 98.5 and 89.1 %, seed 0.
 """
 
