@@ -329,6 +329,7 @@ def test_short_sides(root):
         ({"data__max_objects": 0}, "data.max_objects must be at least 1"),
         ({"evaluation__short_side": 0}, "evaluation.short_side must be from 1"),
         ({"evaluation__short_side": 65}, "evaluation.short_side must be from 1"),
+        ({"evaluation__long_side": 31}, "must be from 1 to evaluation.long_side 31; got 32"),
         ({"evaluation__view_sides": (0,)}, "evaluation.view_sides must be positive"),
         ({"evaluation__view_long_side": 39}, "evaluation.view_long_side 39 must not be less"),
     ],

@@ -58,8 +58,7 @@ def test_stablehlo_runs_without_the_package(detector, tmp_path):
     ) in line
     facts = json.loads((tmp_path / "model.json").read_text())
     sides = {"short_side": 50, "long_side": 90}
-    views = {"view_sides": [*range(400, 1300, 100)], "view_long_side": 4000, "flip": True}
-    assert facts == {"class_names": list(NAMES), **sides, **views, "image_size": [64, 96]}
+    assert facts == {"class_names": list(NAMES), **sides, "image_size": [64, 96]}
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
     sizes = np.array([[50, 90], [64, 33]], np.int32)
     np.savez(tmp_path / "given.npz", images=images, sizes=sizes)

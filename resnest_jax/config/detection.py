@@ -3,7 +3,7 @@
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference, placeholder
+from ml_collections.config_dict import placeholder
 
 from resnest_jax.config.classification import resnest_keys
 
@@ -23,9 +23,14 @@ def best_metric(config: ConfigDict) -> str:
     return BEST_METRIC_OF_MASKS if has_masks(config) else BEST_METRIC
 
 
+def eval_sides(config: ConfigDict) -> tuple[int, int]:
+    """Return the shorter side of the images of the evaluation, and the most that the longer is."""
+    longest = config.evaluation.long_side
+    return config.evaluation.short_side, config.data.long_side if longest is None else longest
+
+
 def detection_keys() -> dict[str, Any]:
     """Return the keys of detection with their defaults."""
-    long_side = FieldReference(1333)
     return {
         "model": _model_keys(),
         "data": {
@@ -33,7 +38,7 @@ def detection_keys() -> dict[str, Any]:
             # largest of short_sides; "choice", one of them. The longer side is at most long_side.
             "short_sides": (640, 800),
             "short_side_sampling": "range",
-            "long_side": long_side,
+            "long_side": 1333,
             # Images are padded to the smallest canvas that holds them, a batch to one. Pairs
             # (height, width), of multiples of 32; (): one for the images wider than high and one
             # for the others, as small as the data set allows.
@@ -48,7 +53,7 @@ def detection_keys() -> dict[str, Any]:
         },
         "evaluation": {
             "short_side": 800,  # of the images; the longer one is at most evaluation.long_side
-            "long_side": long_side.identity(),  # that of data, unless it is given
+            "long_side": placeholder(int),  # None: data.long_side
             # Short sides of the views of an image in the multi-scale evaluation, whose longer side
             # is at most view_long_side. With data.flip each is mirrored too.
             "view_sides": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),

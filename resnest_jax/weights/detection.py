@@ -36,6 +36,13 @@ class Detector(Network):
         """The network."""
         return cast(RCNN, super().model)
 
+    @property
+    def full_card(self) -> Card:
+        """The card, with the test images of the config."""
+        from resnest_jax.config.detection import eval_sides
+
+        return super().full_card._replace(long_side=eval_sides(self.config)[1])
+
 
 def load_weights(
     name: str | None,

@@ -109,9 +109,11 @@ def _load(
         card = Card(found.card.class_names, palette=found.card.palette)
         size = _pair(found.config.crop_size)
     else:
-        card = found.full_card
-        test = found.config.evaluation.short_side, found.config.evaluation.long_side
-        size = padded(test)
+        from resnest_jax.config.detection import eval_sides
+
+        short, longest = eval_sides(found.config)
+        card = Card(found.card.class_names, short_side=short, long_side=longest)
+        size = padded((short, longest))
     names = {"model": found.description["name"], "backbone": found.description["backbone"]}
     return _Weights(names, found.model, found.variables, card, size)
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnest_jax.config.detection import has_masks
+from resnest_jax.config.detection import eval_sides, has_masks
 from resnest_jax.data.batches import Batches, EvalBatches, LoaderOptions
 from resnest_jax.data.decode import decode_sized
 from resnest_jax.data.sources import scenes
@@ -43,10 +43,11 @@ def check_evaluation(config: ConfigDict) -> None:
         check_canvas(canvas)
     if data.max_objects < 1:
         raise InputError(f"data.max_objects must be at least 1; got {data.max_objects}")
-    if not 0 < limits.short_side <= limits.long_side:
+    short, longest = eval_sides(config)
+    if not 0 < short <= longest:
+        named = "data" if limits.long_side is None else "evaluation"
         raise InputError(
-            f"evaluation.short_side must be from 1 to evaluation.long_side {limits.long_side}; got "
-            f"{limits.short_side}"
+            f"evaluation.short_side must be from 1 to {named}.long_side {longest}; got {short}"
         )
     views = limits.view_sides, "view_long_side", limits.view_long_side
     check_sides("evaluation", "view_sides", *views)
@@ -127,5 +128,4 @@ def make_view_batches(
 
 
 def _eval_canvases(config: ConfigDict, dataset: BoxDataset) -> Canvases:
-    short, longest = config.evaluation.short_side, config.evaluation.long_side
-    return make_canvases(dataset.eval.sizes, short, longest, config.data.canvases)
+    return make_canvases(dataset.eval.sizes, *eval_sides(config), config.data.canvases)

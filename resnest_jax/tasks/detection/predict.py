@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from resnest_jax.config.detection import eval_sides
 from resnest_jax.data.decode import upright_size
 from resnest_jax.data.geometry import Size
 from resnest_jax.data.instances import encode_mask, paste_mask
@@ -115,7 +116,7 @@ def make_detect(
         transform, flip = views.ViewsTransform(canvases), detector.config.data.flip
         apply = views.make_detect(model, detector.variables, flip, make_local_mesh(1))
     else:
-        transform = EvalTransform(make_canvases(sizes, limits.short_side, limits.long_side), 1)
+        transform = EvalTransform(make_canvases(sizes, *eval_sides(detector.config)), 1)
         apply = partial(jax.jit(partial(task.detect, model)), jax.device_put(detector.variables))
 
     def detect(photo: np.ndarray) -> Found:
