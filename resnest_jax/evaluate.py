@@ -13,6 +13,7 @@ figures are printed as JSON; published_top1 is beside them where the data has Im
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -21,11 +22,10 @@ from resnest_jax import arguments, cli
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.classification import evaluate
 from resnest_jax.tasks.detection import evaluate as detection
+from resnest_jax.tasks.evaluation import Options
 from resnest_jax.tasks.segmentation import evaluate as segmentation
 from resnest_jax.training import distributed
-from resnest_jax.weights.detection import load_weights as load_detector
-from resnest_jax.weights.recognition import find_task
-from resnest_jax.weights.segmentation import load_weights
+from resnest_jax.weights.recognition import LOADERS, find_task
 
 FLAGS = flags.FlagValues()
 WORKDIR = flags.DEFINE_string(
@@ -74,6 +74,10 @@ MULTI_SCALE = flags.DEFINE_bool(
     "detections of all scales united.",
     flag_values=FLAGS,
 )
+_EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "segmentation": segmentation.run,
+    "detection": detection.run,
+}
 
 
 def main(_: list[str]) -> None:
@@ -85,40 +89,24 @@ def main(_: list[str]) -> None:
         raise InputError("give --workdir=RUN, or --model=NAME, or --weights=FILE_OR_DIRECTORY")
     workdir = arguments.optional(arguments.local_path, WORKDIR)
     weights = WEIGHTS.value if workdir is None else str(workdir)
-    evaluations = {
-        "classification": _classification,
-        "segmentation": _segmentation,
-        "detection": _detection,
-    }
-    results = evaluations[find_task(MODEL.value, weights)](weights)
+    task = find_task(MODEL.value, weights)
+    results = _classification(weights) if task == "classification" else _other(task, weights)
     if distributed.is_main():
         print(json.dumps(results, indent=2))
 
 
-def _segmentation(weights: str | None) -> dict[str, Any]:
-    arguments.refuse("segmentation", IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
-    options = segmentation.Options(
+def _other(task: str, weights: str | None) -> dict[str, Any]:
+    """Evaluate a network on a backbone."""
+    arguments.refuse(task, IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
+    options = Options(
         dataset=DATASET.value,
         split=SPLIT.value,
         batch_size=BATCH_SIZE.value,
         multi_scale=MULTI_SCALE.value,
         output=arguments.optional(arguments.local_path, OUTPUT),
     )
-    segmenter = load_weights(MODEL.value, weights, CHECKPOINT.value, backbone=BACKBONE.value)
-    return segmentation.run(segmenter, options)
-
-
-def _detection(weights: str | None) -> dict[str, Any]:
-    arguments.refuse("detection", IMAGE_SIZE, TTA, TTA_SIZES, PREDICTIONS)
-    options = detection.Options(
-        dataset=DATASET.value,
-        split=SPLIT.value,
-        batch_size=BATCH_SIZE.value,
-        multi_scale=MULTI_SCALE.value,
-        output=arguments.optional(arguments.local_path, OUTPUT),
-    )
-    detector = load_detector(MODEL.value, weights, CHECKPOINT.value, backbone=BACKBONE.value)
-    return detection.run(detector, options)
+    network = LOADERS[task](MODEL.value, weights, CHECKPOINT.value, backbone=BACKBONE.value)
+    return _EVALUATIONS[task](network, options)
 
 
 def _classification(weights: str | None) -> dict[str, Any]:

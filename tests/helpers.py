@@ -8,6 +8,8 @@ import socket
 import pytest
 from ml_collections import ConfigDict
 
+from resnest_jax.training.metric_writer import read_metrics
+
 ROOT = pathlib.Path(__file__).parent.parent
 # One worker runs the tests that share the fixture of this name.
 with_whole_run = pytest.mark.xdist_group("whole run")
@@ -47,6 +49,11 @@ TINY = {
     "eval_every_epochs": 0.5,
     "log_every_steps": 2,
 }
+
+
+def losses_of(workdir) -> list[dict]:
+    """Return the logged lines of training, without those of evaluations."""
+    return [line for line in read_metrics(workdir) if "loss" in line]
 
 
 def load_config(name: str, *argument: str) -> ConfigDict:

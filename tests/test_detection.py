@@ -28,7 +28,6 @@ from resnest_jax.tasks.detection import evaluate, predict
 from resnest_jax.tasks.detection.canvases import make_canvases
 from resnest_jax.tasks.detection.draw import draw_batch
 from resnest_jax.tasks.detection.metrics import FIGURES
-from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.training.optimizer import trainable
 from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.detection import load_weights
@@ -53,13 +52,9 @@ def whole(root, tmp_path_factory):
     return workdir, runs.train(data.tiny_config(root), workdir)
 
 
-def losses_of(workdir):
-    return [line for line in read_metrics(workdir) if "loss" in line]
-
-
 def test_it_logs_every_loss_and_keeps_its_classes(whole):
     workdir, summary = whole
-    lines = losses_of(workdir)
+    lines = helpers.losses_of(workdir)
     assert len(lines) == 6
     for line in lines:
         assert line["loss"] == pytest.approx(sum(line[name] for name in LOSSES), rel=1e-5)
@@ -77,7 +72,7 @@ def test_resumed_it_is_the_same(whole, root, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     again = runs.train(data.tiny_config(root), tmp_path / "run", from_step=3)
     assert again | {"seconds": 0} == summary | {"seconds": 0}
-    before, after = losses_of(workdir), losses_of(tmp_path / "run")
+    before, after = helpers.losses_of(workdir), helpers.losses_of(tmp_path / "run")
     for name in ("step", "loss", "grad_norm", *LOSSES):
         assert [line[name] for line in before] == [line[name] for line in after]
 

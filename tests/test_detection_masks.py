@@ -4,6 +4,7 @@ import json
 import shutil
 
 import detection_data as data
+import helpers
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +13,6 @@ from pycocotools import mask as coco
 from resnest_jax import dry_run, recipe, runs
 from resnest_jax.config import best_metric
 from resnest_jax.tasks.detection import evaluate, predict
-from resnest_jax.training.metric_writer import read_metrics
 from resnest_jax.weights.detection import load_weights
 
 pytestmark = [
@@ -50,13 +50,9 @@ def whole(root, tmp_path_factory):
     return workdir, runs.train(config_of(root), workdir)
 
 
-def losses_of(workdir):
-    return [line for line in read_metrics(workdir) if "loss" in line]
-
-
 def test_it_logs_every_loss_and_the_figures_of_boxes_and_masks(whole, root):
     workdir, summary = whole
-    lines = losses_of(workdir)
+    lines = helpers.losses_of(workdir)
     assert len(lines) == 4
     for line in lines:
         assert {name for name in line if name.startswith("loss_")} == {*LOSSES}
@@ -76,7 +72,7 @@ def test_resumed_it_is_the_same(whole, root, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     again = runs.train(config_of(root), tmp_path / "run", from_step=2)
     assert again | {"seconds": 0} == summary | {"seconds": 0}
-    before, after = losses_of(workdir), losses_of(tmp_path / "run")
+    before, after = helpers.losses_of(workdir), helpers.losses_of(tmp_path / "run")
     for name in ("step", "loss", "grad_norm", *LOSSES):
         assert [line[name] for line in before] == [line[name] for line in after]
 

@@ -6,16 +6,18 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from resnest_jax.config.classification import resnest_keys
+from resnest_jax.models.zoo import RCNNS
 
 BEST_METRIC = "eval_box_ap"
 BEST_METRIC_OF_MASKS = "eval_mask_ap"
-MASK_MODELS = ("mask_rcnn", "cascade_mask_rcnn")
 
 
 def has_masks(config: ConfigDict) -> bool:
     """Return whether the model of a config has a mask head."""
     convolutions = config.model.mask_convolutions
-    return config.model.name in MASK_MODELS if convolutions is None else convolutions > 0
+    if convolutions is None:
+        convolutions = RCNNS.get(config.model.name, {}).get("mask_convolutions", 0)
+    return convolutions > 0
 
 
 def best_metric(config: ConfigDict) -> str:

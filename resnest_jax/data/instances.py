@@ -77,6 +77,17 @@ def transform_mask(segmentation: Segmentation, transform: Transform, size: Size)
     return canvas
 
 
+def mask_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the smallest box around bool (H, W) pixels.
+
+    Zeros if there are none.
+    """
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def pack_masks(masks: np.ndarray) -> np.ndarray:
     """Return masks (N, H, W) as bits, uint8 (N, H, W / 8), as the mask head is trained on them."""
     return np.packbits(masks, axis=-1)

@@ -31,13 +31,16 @@ class Options:
 
     Attributes:
       dataset, split: data and evaluation split; ``auto`` is that of the run.
-      batch_size: images per step.
+      batch_size: images per step, of segmentation with ``multi_scale`` windows.
+      multi_scale: at several scales, and mirrored too if training was: segmentation in sliding
+        windows, detection in views whose detections are united.
       output: directory for tables.
     """
 
     dataset: str | None = None
     split: str = "auto"
     batch_size: int | None = None
+    multi_scale: bool = False
     output: Path | None = None
 
 

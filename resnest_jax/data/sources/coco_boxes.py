@@ -157,7 +157,7 @@ def _read_objects(file: CocoFile, image: Entry, labels: Mapping[int, int], masks
     classes = np.array([labels[o["category_id"]] for o in objects]).reshape(-1, 1)
     return _Objects(
         np.hstack([inside, classes])[usable],
-        json.dumps(kept, separators=(",", ":")).encode(),
+        json.dumps(kept, separators=(",", ":")).encode() if masks else b"",
         int(cut),
         int(empty),
         len(found) - len(kept),

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from resnest_jax.data.builtin import scenes
-from resnest_jax.data.instances import encode_mask
+from resnest_jax.data.instances import encode_mask, mask_box
 from resnest_jax.data.label_tables import published_table
 from resnest_jax.data.sources import mask_classes
 from resnest_jax.files import local_path, writing
@@ -104,9 +104,8 @@ def _write_objects(root: Path) -> None:
 
 def _box(mask: np.ndarray) -> list[int]:
     """Return left, top, width and height of the smallest box around a mask."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+    left, top, right, bottom = mask_box(mask)
+    return [left, top, right - left, bottom - top]
 
 
 def _save_image(scene: scenes.Scene, path: Path) -> None:

@@ -76,10 +76,20 @@ def select_detections(
     boxes = jnp.broadcast_to(clip(boxes, size), (regions, num_classes, 4)).reshape(-1, 4)
     scores = scores.ravel()
     rows, classes = jnp.divmod(jnp.arange(regions * num_classes, dtype=jnp.int32), num_classes)
-    index, found = nms(boxes, scores, threshold, num, classes=classes, valid=candidates.ravel())
+    best, index = suppress(Detections(boxes, scores, classes, candidates.ravel()), num, threshold)
+    return best, jnp.where(best.valid, rows[index], 0)
+
+
+def suppress(candidates: Detections, num: int, threshold: float) -> tuple[Detections, jax.Array]:
+    """Return the best ``num`` of the candidates, and the index of each, (num,) int32.
+
+    Those are dropped whose overlap with a better one of their class exceeds ``threshold``.
+    """
+    boxes, scores, classes, valid = candidates
+    index, found = nms(boxes, scores, threshold, num, classes=classes, valid=valid)
     boxes = jnp.where(found[:, None], boxes[index], 0)
-    scores, classes, rows = (jnp.where(found, x[index], 0) for x in (scores, classes, rows))
-    return Detections(boxes, scores, classes, found), rows
+    scores, classes = (jnp.where(found, x[index], 0) for x in (scores, classes))
+    return Detections(boxes, scores, classes, found), index
 
 
 def rescale(

@@ -6,8 +6,7 @@ As the authors' test-time augmentation, detectron2's ``GeneralizedRCNNWithTTA``.
 import jax
 import jax.numpy as jnp
 
-from resnest_jax.models.detection.detections import Detections, rescale
-from resnest_jax.models.detection.nms import nms
+from resnest_jax.models.detection.detections import Detections, rescale, suppress
 
 LEAST_SCORE = 1e-8  # of a detection of the image, not included
 
@@ -48,13 +47,6 @@ def to_view(
 
 
 def unite(found: Detections, num: int, threshold: float) -> Detections:
-    """Return the best ``num`` of the detections in all views of an image, moved to it.
-
-    Those are dropped whose overlap with a better one of their class exceeds ``threshold``.
-    """
-    boxes, scores, classes, valid = found
-    valid &= scores > LEAST_SCORE
-    index, kept = nms(boxes, scores, threshold, num, classes=classes, valid=valid)
-    boxes = jnp.where(kept[:, None], boxes[index], 0)
-    scores, classes = (jnp.where(kept, x[index], 0) for x in (scores, classes))
-    return Detections(boxes, scores, classes, kept)
+    """Return the best of the detections in all views of an image, moved to it, see ``suppress``."""
+    candidates = found._replace(valid=found.valid & (found.scores > LEAST_SCORE))
+    return suppress(candidates, num, threshold)[0]

@@ -1,6 +1,5 @@
 """Evaluate a detector on any images with boxes or masks, by COCO's figures."""
 
-import dataclasses
 import time
 from functools import partial
 from typing import Any
@@ -12,24 +11,13 @@ from resnest_jax.tasks import evaluation
 from resnest_jax.tasks.detection import loading, recipe, report
 from resnest_jax.tasks.detection.task import Detection
 from resnest_jax.tasks.detection.views import make_detect
+from resnest_jax.tasks.evaluation import Options
 from resnest_jax.tasks.progress import Shown, tell
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.evaluation import evaluate_batches
 from resnest_jax.training.mesh import make_mesh
 from resnest_jax.training.task import EvalOutput, HostBatch, Metric
 from resnest_jax.weights.detection import Detector
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(evaluation.Options):
-    """How to evaluate.
-
-    Attributes:
-      multi_scale: detect in views of each image of the short sides ``evaluation.view_sides``, with
-        ``data.flip`` mirrored too.
-    """
-
-    multi_scale: bool = False
 
 
 def run(detector: Detector, options: Options | None = None) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def run(
       files: images, and folders of images.
       output: directory to write.
       threshold: least score of the boxes that are drawn and counted.
-      multi_scale: detect in views, see ``evaluate.Options``.
+      multi_scale: detect in views, see ``evaluation.Options``.
 
     Returns:
       The exit code: 1 if any file could not be read, else 0.

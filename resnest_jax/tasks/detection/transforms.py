@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from resnest_jax.data import geometry
-from resnest_jax.data.instances import pack_masks, transform_mask
+from resnest_jax.data.instances import mask_box, pack_masks, transform_mask
 from resnest_jax.errors import InputError
 from resnest_jax.tasks.detection.canvases import Canvases
 
@@ -198,8 +198,6 @@ def _masks(
         pixels = transform_mask(segmentation, transform, size)
         masks[place] = pack_masks(pixels)
         if transform.part and not transform.part.holds(element["boxes"][index]):
-            rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
-            valid[place] = len(rows) > 0
-            edges = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0,) * 4
-            boxes[place] = edges
+            boxes[place] = mask_box(pixels)
+            valid[place] = pixels.any()
     return {"masks": masks, "boxes": boxes, "object_valid": valid}

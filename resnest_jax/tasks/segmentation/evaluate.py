@@ -1,6 +1,5 @@
 """Evaluate a run of segmentation, or any weights on any label maps."""
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +15,7 @@ from resnest_jax.data.label_maps import MaskDecoder
 from resnest_jax.data.sources.masks import MaskDataset
 from resnest_jax.models.inputs import normalize
 from resnest_jax.tasks import evaluation
+from resnest_jax.tasks.evaluation import Options
 from resnest_jax.tasks.progress import image_bar, tell
 from resnest_jax.tasks.segmentation import recipe, report
 from resnest_jax.tasks.segmentation.metrics import ConfusionMatrix
@@ -32,18 +32,6 @@ from resnest_jax.training.mesh import (
 from resnest_jax.weights.segmentation import Segmenter
 
 WINDOWS = 4  # at a time on each device, by default
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(evaluation.Options):
-    """How to evaluate; ``output`` is also for pictures of the classes.
-
-    Attributes:
-      multi_scale: evaluate whole images in sliding windows at several scales, with
-        ``augment.flip`` mirrored too; then ``batch_size`` counts windows.
-    """
-
-    multi_scale: bool = False
 
 
 def run(segmenter: Segmenter, options: Options | None = None) -> dict[str, Any]:
