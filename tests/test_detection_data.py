@@ -99,6 +99,9 @@ def test_canvases():
     with pytest.raises(InputError, match=r"none holds an image of .*\(640, 480\), which becomes"):
         make_canvases(sizes, 800, 1333, ((800, 1344),))
     assert len(make_canvases(sizes[:2], 800, 1333).sizes) == 1
+    mixed = make_canvases(sizes, 800, 1333, wide_apart=False)
+    assert mixed.sizes == ((1088, 1344),)
+    assert mixed.groups(sizes).tolist() == [0] * 5
 
 
 def order_of(groups, batch_size, seed=0, batches=60):
@@ -330,6 +333,10 @@ def test_short_sides(root):
         ({"evaluation__short_side": 0}, "evaluation.short_side must be from 1"),
         ({"evaluation__short_side": 65}, "evaluation.short_side must be from 1"),
         ({"evaluation__long_side": 31}, "must be from 1 to evaluation.long_side 31; got 32"),
+        (
+            {"data__aspect_grouping": False, "data__canvases": ((32, 64), (64, 32))},
+            r"needs one canvas .*got data.canvases \(\(32, 64\), ",
+        ),
         ({"evaluation__view_sides": (0,)}, "evaluation.view_sides must be positive"),
         ({"evaluation__view_long_side": 39}, "evaluation.view_long_side 39 must not be less"),
     ],

@@ -14,6 +14,7 @@ from resnest_jax.training.optimizer import make_optimizer, make_schedule, traina
 
 SGD = {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
 LAMB = {"name": "lamb", "momentum": 0.9, "nesterov": False, "weight_decay": 0.02}
+ADAMW = LAMB | {"name": "adamw"}
 HEAD = "^(?!head/)"
 
 
@@ -279,13 +280,30 @@ def test_lamb_against_numpy(factor):
     assert_close(actual, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sgd", "lamb"])
+def test_adamw_against_numpy():
+    """Bias-corrected; the decay of kernels is times the rate, and not in the moments."""
+    actual, _ = optimize(make_optimizer(falling, **ADAMW), steps=3)
+    expected = jax.tree.map(np.float64, random_tree(SHAPES, 0))
+    first, second = (jax.tree.map(np.zeros_like, expected) for _ in range(2))
+    for count in (1, 2, 3):
+        grads = jax.tree.map(np.float64, random_tree(SHAPES, count))
+        for module, leaves in expected.items():
+            for name, p in leaves.items():
+                m = first[module][name] = 0.9 * first[module][name] + 0.1 * grads[module][name]
+                v = 0.999 * second[module][name] + 0.001 * grads[module][name] ** 2
+                second[module][name] = v
+                u = m / (1 - 0.9**count) / (np.sqrt(v / (1 - 0.999**count)) + 1e-8)
+                decay = 0.02 * p if name == "kernel" else 0
+                leaves[name] = p - 0.1 / count * (u + decay)
+    assert_close(actual, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [SGD, LAMB, ADAMW], ids=["sgd", "lamb", "adamw"])
 @pytest.mark.parametrize(("limit", "freeze"), [(0.7, ""), (0.7, HEAD), (1e3, ""), (math.inf, "")])
-def test_clipping_scales_the_whole_gradient(name, limit, freeze):
+def test_clipping_scales_the_whole_gradient(fields, limit, freeze):
     """As the optimiser without a limit, with a gradient that NumPy scales to the norm."""
-    fields = {"sgd": SGD, "lamb": LAMB}[name] | {"freeze": freeze}
-    clipped = make_optimizer(falling, **fields, clip_norm=limit)
-    free = make_optimizer(falling, **fields, clip_norm=math.inf)
+    clipped = make_optimizer(falling, **fields, freeze=freeze, clip_norm=limit)
+    free = make_optimizer(falling, **fields, freeze=freeze, clip_norm=math.inf)
     params, grads = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
     trained = grads["head"] if freeze else grads
     norm = math.sqrt(sum(np.sum(np.float64(g) ** 2) for g in jax.tree.leaves(trained)))
@@ -337,7 +355,7 @@ def test_old_states_restore(fields, freeze):
     jax.tree.map(np.testing.assert_array_equal, optimize(new), optimize(old))
 
 
-@pytest.mark.parametrize("fields", [SGD, LAMB], ids=["sgd", "lamb"])
+@pytest.mark.parametrize("fields", [SGD, LAMB, ADAMW], ids=["sgd", "lamb", "adamw"])
 def test_frozen_parameters_stay(fields):
     """Neither gradient nor decay changes them, and the optimiser keeps no state for them."""
     freeze = "^conv/|^bn/scale$"
@@ -372,7 +390,8 @@ def test_every_path_is_a_slash_between_names():
         ({"weight_decay": math.inf}, "optimizer.weight_decay must .*got inf"),
         ({"clip_norm": -1.0}, "optimizer.clip_norm must not be negative; got -1.0"),
         ({"clip_norm": math.nan}, "optimizer.clip_norm must not be negative; got nan"),
-        ({"name": "lamb"}, "optimizer.nesterov must be False"),
+        ({"name": "lamb"}, "optimizer.nesterov must be False .*'lamb'"),
+        ({"name": "adamw"}, "optimizer.nesterov must be False .*'adamw'"),
         ({"decay": "("}, r"optimizer.decay must be a regular expression; got '\('"),
         ({"decay": ""}, "optimizer.decay must be a regular expression"),
         ({"freeze": "*"}, r"optimizer.freeze must be a regular expression; got '\*'"),

@@ -57,12 +57,12 @@ def common_keys() -> dict[str, Any]:
 
 def _optimizer_keys() -> dict[str, Any]:
     return {
-        "name": "sgd",  # or "lamb"
+        "name": "sgd",  # or "lamb", "adamw"
         "base_learning_rate": 0.1,  # for a batch of 256; scaled by batch_size / 256
-        "momentum": 0.9,  # for LAMB: beta 1
+        "momentum": 0.9,  # for LAMB and AdamW: beta 1
         "nesterov": False,
         "weight_decay": 0.0,
-        # Largest norm of the gradient of all trained parameters; 0: no limit for SGD, 1 for LAMB.
+        # Largest norm of the gradient of all trained parameters; 0: 1 for LAMB, else no limit.
         "clip_norm": 0.0,
         "ema_decay": 0.0,  # of a moving average of the weights, which is evaluated; 0: none
         "schedule": "cosine",  # "cosine" and "poly" end at 0; "steps" falls at the boundaries

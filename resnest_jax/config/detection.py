@@ -45,6 +45,10 @@ def detection_keys() -> dict[str, Any]:
             # (height, width), of multiples of 32; (): one for the images wider than high and one
             # for the others, as small as the data set allows.
             "canvases": (),
+            # Whether batches are of images wider than high or of others: less padding. If the two
+            # kinds look different, such as microscopes of two makes, False is much better: the
+            # statistics of batch norms differ between batches of one kind and the evaluation.
+            "aspect_grouping": True,
             # Per training image; of more, some are chosen at random. A model with masks takes
             # this many bits for each pixel of a canvas.
             "max_objects": 100,

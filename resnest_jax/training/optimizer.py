@@ -17,7 +17,7 @@ import optax
 
 from resnest_jax.errors import InputError
 
-OPTIMIZERS = ("sgd", "lamb")
+OPTIMIZERS = ("sgd", "lamb", "adamw")
 SCHEDULES = ("cosine", "poly", "steps")
 LAMB_NORM = 1.0  # to which LAMB clips gradients by default
 
@@ -128,12 +128,12 @@ def make_optimizer(
     freeze: str = "",
     lr_mults: Sequence[tuple[str, float]] = (),
 ) -> optax.GradientTransformation:
-    """Make the optimiser ``sgd`` or ``lamb``, by name.
+    """Make the optimiser ``sgd``, ``lamb`` or ``adamw``, by name.
 
     SGD adds the decay to the gradient before momentum (coupled, as in the reference). LAMB
     (arXiv 1904.00962; ``momentum`` is its beta 1) clips the gradient to norm 1, if ``clip_norm`` is
     0, and applies the trust ratio only to parameters that decay, as in the recipes of
-    arXiv 2110.00476.
+    arXiv 2110.00476. AdamW (arXiv 1711.05101) has neither, and epsilon 1e-8.
 
     Unused transforms are not in the chain, because their state would be in the checkpoints.
 
@@ -155,13 +155,15 @@ def make_optimizer(
     add_decay = optax.add_decayed_weights(weight_decay, mask=mask)
     if name == "sgd":
         parts = [add_decay, optax.sgd(schedule, momentum=momentum, nesterov=nesterov)]
-    else:
+    elif name == "lamb":
         parts = [
             optax.scale_by_adam(b1=momentum, b2=0.999, eps=1e-6),
             add_decay,
             optax.masked(optax.scale_by_trust_ratio(), mask),
             optax.scale_by_learning_rate(schedule),
         ]
+    else:
+        parts = [optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=mask)]
     if limit := clip_norm or (LAMB_NORM if name == "lamb" else 0.0):
         parts.insert(0, optax.clip_by_global_norm(limit))
     if factors:
@@ -192,8 +194,8 @@ def _check_optimizer(
         )
     if not clip_norm >= 0:
         raise InputError(f"optimizer.clip_norm must not be negative; got {clip_norm}")
-    if name == "lamb" and nesterov:
-        raise InputError("optimizer.nesterov must be False with optimizer.name 'lamb'")
+    if name != "sgd" and nesterov:
+        raise InputError(f"optimizer.nesterov must be False with optimizer.name {name!r}")
 
 
 def trainable(params: PyTree, freeze: str) -> PyTree:

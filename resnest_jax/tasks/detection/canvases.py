@@ -69,6 +69,7 @@ def make_canvases(
     given: tuple[Size, ...] = (),
     crop: float = 1.0,
     *,
+    wide_apart: bool = True,
     long_apart: bool = False,
 ) -> Canvases:
     """Return the given canvases, or the smallest that hold all images.
@@ -79,6 +80,7 @@ def make_canvases(
     Args:
       sizes: heights and widths of all images before resizing, int (N, 2).
       short, longest, crop: see ``Canvases``.
+      wide_apart: False: one canvas for wide and high images.
       long_apart: one canvas more for the long images of each kind, so that the others, mostly
         many more, are padded less.
 
@@ -89,7 +91,7 @@ def make_canvases(
         for canvas in given:
             check_canvas(canvas)
     else:
-        kinds = (sizes[:, 1] > sizes[:, 0]).astype(int)
+        kinds = (wide_apart & (sizes[:, 1] > sizes[:, 0])).astype(int)
         if long_apart:
             kinds += 2 * (sizes.max(1) > LONG * sizes.min(1))
         given = tuple(

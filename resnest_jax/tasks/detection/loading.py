@@ -41,6 +41,11 @@ def check_evaluation(config: ConfigDict) -> None:
     data, limits = config.data, config.evaluation
     for canvas in data.canvases:
         check_canvas(canvas)
+    if len(data.canvases) > 1 and not data.aspect_grouping:
+        raise InputError(
+            "data.aspect_grouping False needs one canvas for all images, or none to have it "
+            f"derived; got data.canvases {data.canvases}"
+        )
     if data.max_objects < 1:
         raise InputError(f"data.max_objects must be at least 1; got {data.max_objects}")
     short, longest = eval_sides(config)
@@ -85,7 +90,12 @@ def make_batches(config: ConfigDict, dataset: BoxDataset, options: LoaderOptions
     """
     data = config.data
     train = make_canvases(
-        dataset.train.sizes, max(data.short_sides), data.long_side, data.canvases, data.crop
+        dataset.train.sizes,
+        max(data.short_sides),
+        data.long_side,
+        data.canvases,
+        data.crop,
+        wide_apart=data.aspect_grouping,
     )
     held_out = _eval_canvases(config, dataset)
     transform = TrainTransform(
@@ -128,4 +138,7 @@ def make_view_batches(
 
 
 def _eval_canvases(config: ConfigDict, dataset: BoxDataset) -> Canvases:
-    return make_canvases(dataset.eval.sizes, *eval_sides(config), config.data.canvases)
+    data = config.data
+    return make_canvases(
+        dataset.eval.sizes, *eval_sides(config), data.canvases, wide_apart=data.aspect_grouping
+    )
