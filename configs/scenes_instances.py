@@ -3,7 +3,8 @@
     python -m resnest_jax.train --config=configs/scenes_instances.py --workdir=runs/digit_masks
 
 The scenes and all but the mask head are those of configs/scenes_detection.py. Five CPU minutes;
-AP50 of the masks 98.7 %, AP 93.4 %, of the boxes 98.5 and 89.1 %, seed 0.
+AP50 of the masks 98.7, 98.9, 97.9 %, AP 93.4, 93.5, 92.7 %, of the boxes 98.5, 98.9, 98.5 and 89.1,
+90.2, 89.1 %, seeds 0, 1, 2.
 """
 
 import runpy
