@@ -9,7 +9,6 @@ TensorFlow (``pip install tensorflow-cpu``); without it they are skipped.
 """
 
 import importlib.util
-import os
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ import grain
 from absl import flags
 
 from experiments.photos import write_photos
+from experiments.timing import CORES
 from resnest_jax import cli
 from resnest_jax.data.images import Images
 from resnest_jax.data.loader import HostShard, train_batches
@@ -100,7 +100,6 @@ def rate(start: Callable[[], Iterator]) -> float:
 
 def main(_: list[str]) -> None:
     """Time the rows and print the table."""
-    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(f"writing {IMAGES.value} photographs", flush=True)
@@ -118,14 +117,14 @@ def main(_: list[str]) -> None:
             for row in list(rows)[:: 1 if index % 2 else -1]:
                 rates[row].append(rate(rows[row]))
             print(f"round {index + 1} of {ROUNDS.value} is timed", flush=True)
-    print(f"{IMAGES.value} JPEGs of about 500 px, {cores} cores, medians of {ROUNDS.value} rounds")
+    print(f"{IMAGES.value} JPEGs of about 500 px, {CORES} cores, medians of {ROUNDS.value} rounds")
     print("| | images/s | range | images/s per core | cores for 7,000 images/s |")
     print("|---|---|---|---|---|")
     for row, values in rates.items():
         median = statistics.median(values)
         print(
             f"| {row} | {median:.0f} | {min(values):.0f} - {max(values):.0f} "
-            f"| {median / cores:.0f} | {WANTED / median * cores:.0f} |"
+            f"| {median / CORES:.0f} | {WANTED / median * CORES:.0f} |"
         )
 
 

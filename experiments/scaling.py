@@ -10,21 +10,16 @@ pass keeps for the backward pass. XLA:CPU removes the recomputation; GPUs and TP
 the table to --out if it is given.
 """
 
-import concurrent.futures
-import math
-import re
+from typing import Any
 
-import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from resnest_jax import arguments, cli, recipe
+from experiments import devices
+from resnest_jax import arguments, cli
 from resnest_jax.config import complete
-from resnest_jax.dry_run import abstract_batch, compile_step
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic, writing
-from resnest_jax.training.run import Run
-from resnest_jax.training.state import abstract_state
 
 FLAGS = flags.FlagValues()
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_values=FLAGS)
@@ -36,56 +31,6 @@ OUT = flags.DEFINE_string("out", None, "Markdown file to write the table to.", f
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 MAX_DEVICES = 1024  # virtual ones, with a thread each
-KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
-
-
-def collectives(program: str) -> list[tuple[str, int]]:
-    """Return (kind, bytes) of each collective in the text of a compiled program."""
-    found = re.findall(rf"= (\(.*?\)|\S+) ({KINDS})(?:-start)?\(", program)
-    return [(kind, _bytes(shapes)) for shapes, kind in found]
-
-
-def _bytes(shapes: str) -> int:
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    return sum(
-        BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size)
-        for dtype, sizes in arrays
-    )
-
-
-def measure(config: ConfigDict, devices: int, images: int) -> str:
-    """Return a row of the table; needs a process in which JAX has not started yet."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
-    config.batch_size = devices * images
-    run = recipe.build(config)
-    compiled, memory = compile_step(run)
-    found = collectives(compiled.as_text())
-    kinds = {kind: sum(k == kind for k, _ in found) for kind, _ in found}
-    return (
-        f"| {devices} | {config.batch_size} | {sum(kinds.values())} "
-        f"| {', '.join(f'{count} {kind}' for kind, count in kinds.items())} "
-        f"| {sum(size for _, size in found) / 1e6:.2f} | {memory['needed_gib']:.2f} "
-        f"| {kept_for_backward(run) / devices / 2**30:.2f} |"
-    )
-
-
-def kept_for_backward(run: Run) -> float:
-    """Return the bytes of activations that the forward pass keeps, per accumulated part."""
-
-    def backward(params, batch_stats, batch):
-        def loss_fn(params):
-            variables = {"params": params, "batch_stats": batch_stats}
-            return run.task.loss(variables, batch, jax.random.key(0), 0.0)
-
-        return jax.vjp(loss_fn, params, has_aux=True)[1]  # a tree of the kept arrays
-
-    state, batch = abstract_state(run), abstract_batch(run)
-    kept = jax.tree.leaves(jax.eval_shape(backward, state.params, state.batch_stats, batch))
-    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept]
-    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
-    return (sum(sizes) - parameters) / run.options.accumulate
 
 
 def main(_: list[str]) -> None:
@@ -94,20 +39,26 @@ def main(_: list[str]) -> None:
     if not counts:
         raise InputError("--devices must name at least one number of devices, such as 1,2,4")
     out = None if OUT.value is None else arguments.output_path(OUT)
-    config = complete(CONFIG.value)
     rows = [
         "| devices | batch | collectives | kinds | MB/step | GiB/device | GiB for backward |",
         "|---|---|---|---|---|---|---|",
     ]
     print(*rows, sep="\n", flush=True)
-    for count in counts:
-        with concurrent.futures.ProcessPoolExecutor(1) as pool:
-            task = pool.submit(measure, config, count, IMAGES.value)
-            rows.append(task.result())
+    for found in devices.measure(complete(CONFIG.value), counts, IMAGES.value):
+        rows.append(_row(found))
         print(rows[-1], flush=True)
     if out:
         with writing("--out", out):
             write_atomic(out, ("\n".join(rows) + "\n").encode())
+
+
+def _row(found: dict[str, Any]) -> str:
+    kinds = found["collectives"]
+    return (
+        f"| {found['devices']} | {found['batch']} | {sum(kinds.values())} "
+        f"| {', '.join(f'{count} {kind}' for kind, count in kinds.items())} "
+        f"| {found['exchanged_mb']:.2f} | {found['gib']:.2f} | {found['kept_gib']:.2f} |"
+    )
 
 
 def _count(text: str) -> int:

@@ -1,5 +1,6 @@
 """Time models: random weights, and calls in turns."""
 
+import os
 import time
 from collections.abc import Callable
 
@@ -8,6 +9,8 @@ import numpy as np
 
 WARM_UP = 2  # rounds that are not timed
 SHOW_SECONDS = 5.0  # between lines of progress
+# Of this process; others than Linux do not tell.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def random_variables(model, images: jax.Array) -> dict:

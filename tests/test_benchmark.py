@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import (
+    agreement,
+    classification,
     detection,
     detection_parts,
     layers,
-    onnx_runtime,
     ours,
+    peers,
     profiling,
     report,
+    runtimes,
     segmentation,
 )
 from experiments.timing import random_variables
@@ -33,7 +36,7 @@ def programs():
     model = create_model("resnest14", num_classes=10, planes=(8, 8, 8, 8), stem_width=4)
     images = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3))
     variables = random_variables(model, images)
-    found = ours.inference(model, variables, images) | onnx_runtime.programs(model, images)
+    found = ours.inference(model, variables, images) | runtimes.programs(model, variables, images)
     return found | {"training": ours.training_step(model, images)}
 
 
@@ -98,7 +101,7 @@ def test_pytorch_has_the_same_layers(monkeypatch):
     table = layers.rows(found, "float32", 2, train=True, torch=True)
     assert [row[""] for row in table] == ["dilated", "strided", "pointwise"]
     assert all(row[report.RATIO] > 0 for row in table)
-    monkeypatch.setitem(layers.TOLERANCES, "float32", 0)
+    monkeypatch.setitem(agreement.TOLERANCES, "float32", 0)
     with pytest.raises(InputError, match="PyTorch's output of Layer"):
         layers.rows(found, "float32", 2, train=True, torch=True)
 
@@ -200,8 +203,75 @@ def test_programs_are_made_and_called(programs):
         assert program.compile_seconds > 0
     logits = programs["as trained"].call()
     assert logits.shape == (BATCH, 10)
-    (of_runtime,) = programs["ONNX Runtime, CPU"].call()
-    assert abs(of_runtime - logits).max() < 1e-4 * abs(logits).max()
+    runtimes_ = [name for name in programs if name in ("ONNX Runtime, CPU", "OpenVINO, CPU")]
+    assert "ONNX Runtime, CPU" in runtimes_
+    for name in runtimes_:
+        assert abs(programs[name].call() - logits).max() < 1e-4 * abs(logits).max()
+
+
+def test_results_that_differ_are_an_error():
+    expected = np.array([1.0, -2.0])
+    agreement.check("x", np.array([1.001, -2.0]), expected)
+    with pytest.raises(InputError, match=r"^x differs from ours by 5.0e-03 of the largest value"):
+        agreement.check("x", np.array([1.01, -2.0]), expected)
+    with pytest.raises(InputError, match="differs from ours by nan"):
+        agreement.check("x", np.array([np.nan, -2.0]), expected)
+    with pytest.raises(InputError, match=r"shape \(1, 2\), ours \(2,\)"):
+        agreement.check("x", expected[None], expected)
+
+
+def test_runtimes_that_are_not_there_are_named(monkeypatch, capsys):
+    model = create_model("resnest14", dtype=jnp.bfloat16)
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: name == "onnx")
+    assert runtimes.programs(model, {}, jnp.zeros((1, 32, 32, 3))) == {}
+    assert capsys.readouterr().out.splitlines() == [
+        "ONNX Runtime is skipped: onnxruntime is not installed, exports are float32",
+        "OpenVINO is skipped: openvino is not installed, exports are float32",
+    ]
+
+
+def test_rows_of_peers(tmp_path):
+    """Of PyTorch's layouts the faster one counts; ratios are medians over the rounds."""
+    seconds = {
+        "as trained": [0.2, 0.4, 0.8],
+        "head alone": [0.1, 0.1, 0.1],
+        "folded": [0.1, 0.2, 0.4],
+        "ONNX Runtime, CPU": [0.2, 0.2, 0.2],
+        "PyTorch eager, NCHW": [0.5, 0.5, 0.9],
+        "PyTorch eager, channels last": [0.3, 0.3, 0.4],
+        "PyTorch compiled and frozen, NCHW": [0.1, 0.1, 0.1],
+    }
+    table = peers.rows(seconds, batch_size=2)
+    speeds = {row["name"]: row["images_per_second"] for row in table}
+    assert speeds == {
+        "ours": 5,
+        "ours folded": 10,
+        "pytorch eager": 6.67,
+        "pytorch frozen": 20,
+        "onnxruntime": 10,
+    }
+    ratios = {row["name"]: (row["ours / it"], row["ours folded / it"]) for row in table}
+    assert ratios["ours"] == (1, 2)
+    assert ratios["pytorch eager"] == (0.75, 1.5)  # of 1.5, 0.75, 0.5 and twice that
+    assert ratios["onnxruntime"] == (0.5, 1)
+    table += peers.rows({"as trained": [0.5, 0.5]}, batch_size=8)
+    report.show(table, "benchmark", tmp_path)
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == table
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True])
+def test_pytorch_has_the_same_classifier(train):
+    """Logits that differ would raise."""
+    pytest.importorskip("timm")
+    model = create_model("resnest14")
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    settings = {"train": train, "others": True, "torch": True, "compiled": False}
+    found = classification.programs("resnest14", model, images, **settings)
+    assert {"PyTorch eager, NCHW", "PyTorch eager, channels last"} <= set(found)
+    for program in found.values():
+        program.call()
 
 
 def test_comparison_is_round_by_round(programs, tmp_path):

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import resnest_jax
-from experiments.scaling import collectives
+from experiments.devices import collectives
 from resnest_jax import dry_run, recipe, runs
 from resnest_jax.config import complete, flatten
 from resnest_jax.errors import InputError

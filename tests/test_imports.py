@@ -40,6 +40,7 @@ EXPERIMENTS = [
     "experiments.ablation.__main__",
     "experiments.attention",
     "experiments.benchmark.__main__",
+    "experiments.growth",
     "experiments.input_benchmark",
     "experiments.scaling",
 ]

@@ -8,7 +8,7 @@ import pytest
 from small_net import small_task
 from test_training import make_run, random_batch, tiny_task
 
-from experiments.scaling import collectives
+from experiments.devices import collectives
 from resnest_jax.training.mesh import batch_sharding, shard
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.state import abstract_state, create_state, initial_state

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark import report, torch_process
+from experiments.benchmark import agreement, report, torch_process
 from experiments.benchmark.ours import Program, compile_program
 from experiments.timing import time_calls
-from resnest_jax.errors import InputError
 from resnest_jax.models.backbone import backbone_of
 from resnest_jax.models.layers.convolution import IMPLEMENTATIONS, Conv, conv2d
 from resnest_jax.models.layers.winograd import exists
@@ -22,7 +21,6 @@ MIXED = ("split,split,winograd", "split,winograd,winograd")
 
 RESULT = "result"  # in place of a layout: the program that returns a sample of the results
 EVERY = 97  # value of the results is in the sample: a prime, so all channels and pixels take part
-TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}  # of the largest value of a sample
 
 Sample = list[np.ndarray]
 
@@ -116,7 +114,7 @@ def _times(
     if theirs:
         expected = sample(calls["auto"]())
         for found in theirs.pop(RESULT)():
-            _check(layer, found, expected, TOLERANCES[dtype])
+            _check(layer, found, expected, dtype)
     seconds = time_calls(calls | theirs, repeats)
     eager = [seconds[layout] for layout in theirs]
     columns = {f"{name} ms": report.milliseconds(seconds[name]) for name in calls}
@@ -148,10 +146,8 @@ def _function(layer: Layer, implementation: str, train: bool) -> Callable:
     return both if train else lambda *inputs: (forward(*inputs),)
 
 
-def _check(layer: Layer, found: Sample, expected: Sample, tolerance: float) -> None:
+def _check(layer: Layer, found: Sample, expected: Sample, dtype: str) -> None:
     """Raise InputError if PyTorch's results are not ours."""
     kinds = ("output", "input gradient", "kernel gradient")
     for kind, theirs, ours in zip(kinds, found, expected, strict=False):
-        error = np.abs(theirs - ours).max() / np.abs(ours).max()
-        if not error <= tolerance:
-            raise InputError(f"PyTorch's {kind} of {layer} differs by {error:.1e} of the largest")
+        agreement.check(f"PyTorch's {kind} of {layer}", theirs, ours, dtype)

@@ -58,8 +58,9 @@ def compile_program(function: Callable, *args, **jit_options) -> Program:
 
 
 def time_cached(program: Program) -> Program:
-    """Add the seconds of compiling from the cache; None if it was too quick for JAX to cache."""
-    if program.compile_seconds <= jax.config.jax_persistent_cache_min_compile_time_secs:
+    """Add the seconds of compiling from JAX's cache, if the program is in it."""
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    if not program.compile or program.compile_seconds <= least:
         return program
     return program._replace(cached_seconds=program.compile()[0])
 

@@ -10,6 +10,7 @@ import numpy as np
 import timm
 import torch
 
+from experiments.benchmark import agreement
 from experiments.benchmark.ours import Program
 from experiments.benchmark.report import EAGER
 from resnest_jax.errors import InputError
@@ -35,21 +36,43 @@ Shape = tuple[int, ...]  # of the images, (B, H, W, C)
 
 
 def both_layouts(
-    name: str, shape: Shape, dtype: str, device: str, train: bool, compiled: bool
+    name: str,
+    state: dict[str, np.ndarray],
+    images: np.ndarray,
+    expected: np.ndarray | None,
+    dtype: str,
+    device: str,
+    compiled: bool,
 ) -> dict[str, Program]:
     """Return name -> program: eager, compiled, and for inference compiled with frozen weights.
 
     There is none if timm lacks the architecture.
+
+    Args:
+      state: weights, by timm's names.
+      images: (B, H, W, 3).
+      expected: our logits; without them the programs are training steps.
+
+    Raises:
+      InputError: if the logits differ from the expected ones.
     """
     if name not in NAMES and not FAST.fullmatch(name):
         return {}
-    make = _train_step if train else _inference
-    ways = [EAGER, *[COMPILED, *[FROZEN] * (not train)] * compiled]
-    return {
-        f"PyTorch {way}, {layout}": _make(make, name, shape, dtype, device, memory_format, way)
-        for layout, memory_format in FORMATS.items()
-        for way in ways
-    }
+    make, made = _train_step if expected is None else _inference, {}
+    ways = [EAGER, *[COMPILED, *[FROZEN] * (make is _inference)] * compiled]
+    for layout, memory_format in FORMATS.items():
+        for way in ways:
+            title = f"PyTorch {way}, {layout}"
+            if way != EAGER:
+                print(f"compiling {title}", flush=True)
+            model = create(name)
+            load(model, state)
+            x = torch.from_numpy(images).to(device, getattr(torch, dtype))
+            function = make(*_placed(model, x, memory_format), way)
+            made[title] = program(function, way)
+            if expected is not None:
+                agreement.check(title, function().float().cpu().numpy(), expected, dtype)
+    return made
 
 
 def channels_last(
@@ -60,19 +83,21 @@ def channels_last(
     Args:
       shapes: shape of the images by name of the model in timm.
     """
-    layout = torch.channels_last
-    return {
-        (name, way): _make(_inference, name, shape, dtype, device, layout, way)
-        for name, shape in shapes.items()
-        for way in [EAGER, *[FROZEN] * compiled]
-    }
+    made = {}
+    for name, shape in shapes.items():
+        x = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
+        for way in [EAGER, *[FROZEN] * compiled]:
+            function = _inference(*_placed(create(name), x, torch.channels_last), way)
+            made[name, way] = program(function, way)
+    return made
 
 
-def _make(make: Callable, name: str, shape: Shape, dtype: str, device: str, layout, way: str):
-    """Make one program; ``make`` is ``_inference`` or ``_train_step``."""
-    x = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
-    x = x.permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    return make(create(name).to(x.device, x.dtype, memory_format=layout), x, way)
+def _placed(
+    model: torch.nn.Module, images: torch.Tensor, layout: torch.memory_format
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return the model and the images (B, H, W, 3) in a layout, where the images are."""
+    x = images.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return model.to(x.device, x.dtype, memory_format=layout), x
 
 
 def create(name: str) -> torch.nn.Module:
@@ -110,7 +135,7 @@ def load(model: torch.nn.Module, state: dict[str, np.ndarray]) -> None:
         raise InputError(f"PyTorch's network has other entries: {missing[:3]} {unknown[:3]}")
 
 
-def _inference(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
+def _inference(model: torch.nn.Module, x: torch.Tensor, way: str) -> Callable:
     model = model.eval()
 
     def infer():
@@ -119,21 +144,21 @@ def _inference(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
 
     if way != EAGER:
         infer = torch.compile(infer, options={"freezing": way == FROZEN})
-    return program(infer, way)
+    return infer
 
 
-def _train_step(model: torch.nn.Module, x: torch.Tensor, way: str) -> Program:
+def _train_step(model: torch.nn.Module, x: torch.Tensor, way: str) -> Callable:
     model = model.train()
     labels = torch.arange(len(x), device=x.device) % 1000
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, nesterov=True)
     forward = model if way == EAGER else torch.compile(model)
 
     def step():
-        optimizer.zero_grad()
         torch.nn.functional.cross_entropy(forward(x), labels).backward()
         optimizer.step()
+        optimizer.zero_grad()  # at the end: gradients are temporary
 
-    return program(step, way)
+    return step
 
 
 def program(function: Callable, way: str) -> Program:

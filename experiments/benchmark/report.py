@@ -96,28 +96,53 @@ def show(rows: list[dict], name: str, out: Path | None) -> None:
 
 
 def _draw(axes, rows: list[dict]) -> None:
-    """Draw accuracy against speed if the rows have an accuracy; else one bar per row."""
+    """Draw accuracy against speed, speed by batch size, or one bar per row."""
     if "top-1" in rows[0]:
-        for family in dict.fromkeys(row["family"] for row in rows):
-            members = [row for row in rows if row["family"] == family]
-            points = [(row["images/s"], row["top-1"]) for row in members]
-            axes.plot(*zip(*points, strict=True), "o", label=family)
-            for row, point in zip(members, points, strict=True):
-                name = row[""].partition(",")[0].split("_")[-1]
-                axes.annotate(name, point, (4, 3), textcoords="offset points", fontsize=6)
-        axes.set(xscale="log", xlabel="images/s", ylabel="published top-1, %")
-        axes.legend()
-        return
-    value = next(key for key in rows[0] if key in ("images/s", "ms", "auto ms"))
-    names, values = zip(*((row[""], row[value]) for row in rows[::-1]), strict=True)
-    axes.barh(range(len(names)), values, tick_label=names)  # names may be the same
-    axes.set(xlabel=value)
+        _draw_accuracy(axes, rows)
+    elif "batch_size" in rows[0]:
+        _draw_batch_sizes(axes, rows)
+    else:
+        value = next(key for key in rows[0] if key in ("images/s", "ms", "auto ms"))
+        names, values = zip(*((row[""], row[value]) for row in rows[::-1]), strict=True)
+        axes.barh(range(len(names)), values, tick_label=names)  # names may be the same
+        axes.set(xlabel=value)
+
+
+def _draw_accuracy(axes, rows: list[dict]) -> None:
+    for family in dict.fromkeys(row["family"] for row in rows):
+        members = [row for row in rows if row["family"] == family]
+        points = [(row["images/s"], row["top-1"]) for row in members]
+        axes.plot(*zip(*points, strict=True), "o", label=family)
+        for row, point in zip(members, points, strict=True):
+            name = row[""].partition(",")[0].split("_")[-1]
+            axes.annotate(name, point, (4, 3), textcoords="offset points", fontsize=6)
+    axes.set(xscale="log", xlabel="images/s", ylabel="published top-1, %")
+    axes.legend()
+
+
+def _draw_batch_sizes(axes, rows: list[dict]) -> None:
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    sizes = list(dict.fromkeys(row["batch_size"] for row in rows))
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        members = [row for row in rows if row["name"] == name]
+        offset = (i - (len(names) - 1) / 2) * width
+        places = [sizes.index(row["batch_size"]) + offset for row in members]
+        speeds = [row["images_per_second"] for row in members]
+        axes.bar_label(axes.bar(places, speeds, width, label=name), fmt="%.3g", fontsize=6)
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set(xlabel="batch size", ylabel="images/s")
+    axes.legend()
 
 
 def _of_best(eager: list[list[float]], times: list[float]) -> float:
     """Return the ratio to the speed of the layout with the smaller median."""
-    best = min(eager, key=statistics.median)
-    return round(statistics.median(b / t for b, t in zip(best, times, strict=True)), 3)
+    return ratio(min(eager, key=statistics.median), times)
+
+
+def ratio(slower: list[float], faster: list[float]) -> float:
+    """Return how many times as fast the second calls are: the median over the rounds."""
+    return round(statistics.median(a / b for a, b in zip(slower, faster, strict=True)), 3)
 
 
 def _quartiles(values: list[float]) -> list[float]:

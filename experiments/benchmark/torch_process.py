@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import importlib
 import multiprocessing
+import weakref
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -28,7 +29,7 @@ def programs(make: str, module: str = "pytorch", **settings) -> dict[Any, Progra
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, module, make, settings), daemon=True)
     process.start()
-    atexit.register(_end, here, process)
+    atexit.register(_end, weakref.ref(here), process)  # without its programs it ends earlier
     there.close()  # else the end of the process goes unnoticed
     found = here.recv() or "timm has no model of this architecture"
     if isinstance(found, InputError):
@@ -44,9 +45,10 @@ def _call(connection: Connection, name: Any) -> Any:
     return connection.recv()
 
 
-def _end(connection: Connection, process) -> None:
+def _end(connection: weakref.ref[Connection], process) -> None:
     """Close the connection; give the process time to end its own processes."""
-    connection.close()
+    if here := connection():
+        here.close()
     process.join(10)
 
 

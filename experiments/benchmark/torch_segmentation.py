@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from experiments.benchmark import agreement
 from experiments.benchmark.ours import Program
 from experiments.benchmark.pytorch import FORMATS, NAMES, load, program
 from experiments.benchmark.report import EAGER
 from resnest_jax.errors import InputError
 
-TOLERANCE = 1e-3  # of the largest logit
 AGREEING = 0.999  # share of the pixels with the same best class
 
 
@@ -177,14 +177,10 @@ def _starts(length: int, crop_size: int, stride: int) -> list[int]:
 def _check(result: torch.Tensor, expected: np.ndarray) -> None:
     """Raise InputError if PyTorch's network is not ours."""
     found = result.cpu().numpy()
-    if expected.ndim == 2:
-        agreeing = np.mean(found == expected)
-        if agreeing < AGREEING:
-            raise InputError(f"PyTorch's classes agree in {agreeing:.2%} of the pixels alone")
-        return
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    if not error <= TOLERANCE:
-        raise InputError(f"PyTorch's logits differ by {error:.1e} of the largest")
+    if expected.ndim > 2:
+        agreement.check("PyTorch's logits", found, expected)
+    elif (agreeing := np.mean(found == expected)) < AGREEING:
+        raise InputError(f"PyTorch's classes agree in {agreeing:.2%} of the pixels alone")
 
 
 def _layer(channels: int, kernel_size: int, dilation: int = 1, features: int = 256) -> list:
