@@ -1,14 +1,14 @@
 """How time and memory grow with depth, image size, radix, cardinality, batch size and devices.
 
     python -m experiments.growth --workdir=DIR            inference, norms folded
-    python -m experiments.growth --workdir=DIR --train    training steps
+    python -m experiments.growth --workdir=DIR --train    training steps, also on several devices
 
 One of them at a time takes other values; the rest stays as in --model, --image_size and
 --batch_size. The slope is the exponent a of the power x^a that fits best: a line through the
 logarithms. That of the multiply-adds (of the forward pass) is there to compare: time that grows
 faster is lost elsewhere. The programs of an axis take turns. For several devices, each with
---batch_size images, the training step is compiled for virtual ones and not run: temporary memory of
-one, and bytes exchanged. Writes growth.csv and .png, with --train growth_training.csv and .png.
+--batch_size images, the step is compiled for virtual ones and not run: temporary memory of one, and
+bytes exchanged. Writes growth.csv and .png, with --train growth_training.csv and .png.
 """
 
 import csv
@@ -21,24 +21,24 @@ import matplotlib.figure
 import numpy as np
 from absl import flags
 
-from experiments import devices
 from experiments.benchmark import ours, report
+from experiments.scaling import devices
 from experiments.timing import random_variables, time_calls
 from resnest_jax import arguments, cli
 from resnest_jax.config import default_config
+from resnest_jax.errors import InputError
 from resnest_jax.files import make_folder, write_atomic
 from resnest_jax.models.costs import count_macs
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.models.zoo import STAGE_SIZES, create_model
 
-# The devices come first: their processes must begin before JAX starts.
 AXES = {
-    "devices": (1, 2, 4, 8),
     "depth": (14, 26, 50, 101, 200),
     "image_size": (112, 160, 224, 320, 448),
     "radix": (1, 2, 4, 8),
     "cardinality": (1, 2, 4),
     "batch_size": (1, 2, 4, 8, 16, 32),
+    "devices": (1, 2, 4, 8),  # of training alone
 }
 # Column -> what it is, and its unit.
 COLUMNS = {
@@ -64,7 +64,11 @@ REPEATS = flags.DEFINE_integer(
     "repeats", 5, "Number of timed rounds.", lower_bound=2, flag_values=FLAGS
 )
 CHOSEN = flags.DEFINE_multi_enum(
-    "axis", list(AXES), list(AXES), "What to vary; may be given several times.", flag_values=FLAGS
+    "axis",
+    None,
+    list(AXES),
+    "What to vary, several times for several; default: all.",
+    flag_values=FLAGS,
 )
 
 
@@ -111,10 +115,11 @@ def measure_devices(base: Point, model: str, values: tuple[int, ...]) -> list[di
     config = default_config("classification")
     config.dataset, config.model.name, config.image_size = "sklearn_digits", model, base.image_size
     rows = []
-    for found in devices.measure(config, list(values), base.batch_size):
-        print(f"compiled for {found['devices']} devices", flush=True)
+    for count in values:
+        print(f"compiling for {count} devices", flush=True)
+        found = devices.measure(config, count, base.batch_size)
         columns = {column: found[column] for column in ("temporary_mib", "exchanged_mb")}
-        rows.append({"axis": "devices", "value": found["devices"], **columns})
+        rows.append({"axis": "devices", "value": count, **columns})
     return rows
 
 
@@ -168,12 +173,14 @@ def draw(table: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Measure along the axes; print the slopes and write all numbers."""
+    if not TRAIN.value and "devices" in (CHOSEN.value or ()):
+        raise InputError("--axis=devices is of training steps alone; give --train too")
     base = Point(create_model(MODEL.value), IMAGE_SIZE.value, BATCH_SIZE.value)
     folder = arguments.local_path(WORKDIR)
     make_folder("--workdir", folder)
     table = {}
     for axis, values in AXES.items():
-        if axis not in CHOSEN.value:
+        if axis not in (CHOSEN.value or AXES) or (axis == "devices" and not TRAIN.value):
             continue
         if axis == "devices":
             table[axis] = measure_devices(base, MODEL.value, values)

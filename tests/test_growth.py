@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from experiments import devices, growth
+from experiments import growth
+from experiments.scaling import devices
 from resnest_jax import create_model
 
 
@@ -44,7 +45,7 @@ def test_rows_and_files(tmp_path, capsys, monkeypatch):
     assert training["temporary_mib"] > second["temporary_mib"]
     found = {"temporary_mib": 5.0, "exchanged_mb": 0.0, "gib": 1.0}
     monkeypatch.setattr(
-        devices, "measure", lambda config, counts, images: [{"devices": n, **found} for n in counts]
+        devices, "measure", lambda config, count, images: {"devices": count, **found}
     )
     table["devices"] = growth.measure_devices(base, "resnest14", (1, 2))
     growth.show(table)

@@ -23,6 +23,7 @@ LAYERS = [
     {"tasks"},
     {"recipe"},
     {"dry_run", "runs", "cli", "arguments"},
+    {"topology"},
     COMMANDS,
 ]
 # Imports within a layer, acyclic.
@@ -42,7 +43,7 @@ EXPERIMENTS = [
     "experiments.benchmark.__main__",
     "experiments.growth",
     "experiments.input_benchmark",
-    "experiments.scaling",
+    "experiments.scaling.__main__",
 ]
 
 

@@ -128,7 +128,10 @@ def main(_: list[str]) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the GPU
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-        _peers(sizes, out) if PEERS.value else _benchmark(*sizes, out)
+        if PEERS.value:
+            _peers(sizes, out)
+        else:
+            _benchmark(*sizes, out)
 
 
 def _check_kinds() -> None:

@@ -153,6 +153,7 @@ def make_optimizer(
     decays, factors = _compile("decay", decay), _compile_factors(lr_mults)
     mask = functools.partial(_matches, decays)
     add_decay = optax.add_decayed_weights(weight_decay, mask=mask)
+    parts: list[optax.GradientTransformation]
     if name == "sgd":
         parts = [add_decay, optax.sgd(schedule, momentum=momentum, nesterov=nesterov)]
     elif name == "lamb":

@@ -2,8 +2,8 @@
 
 import concurrent.futures
 import math
-import re
-from collections.abc import Iterator
+import multiprocessing
+from collections import Counter
 from typing import Any
 
 import jax
@@ -11,43 +11,26 @@ from ml_collections import ConfigDict
 
 from resnest_jax import recipe
 from resnest_jax.dry_run import abstract_batch, compile_step
+from resnest_jax.training.collectives import collectives
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
 
-KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
 
+def measure(config: ConfigDict, devices: int, images: int) -> dict[str, Any]:
+    """Compile the step of a recipe for a number of virtual CPU devices; return what it needs.
 
-def collectives(program: str) -> list[tuple[str, int]]:
-    """Return (kind, bytes) of each collective in the text of a compiled program."""
-    found = re.findall(rf"= (\(.*?\)|\S+) ({KINDS})(?:-start)?\(", program)
-    return [(kind, _bytes(shapes)) for shapes, kind in found]
-
-
-def _bytes(shapes: str) -> int:
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    return sum(
-        BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size)
-        for dtype, sizes in arrays
-    )
-
-
-def measure(config: ConfigDict, counts: list[int], images: int) -> Iterator[dict[str, Any]]:
-    """Compile the step of a recipe for each number of virtual CPU devices; yield what it needs.
-
-    Each has its own process, whose number of devices is fixed when JAX starts; the process that
-    calls must not have started JAX yet.
+    It does so in another process, since their number is fixed when JAX starts.
 
     Args:
       images: per device.
 
-    Yields:
+    Returns:
       ``devices``, ``batch``, ``collectives`` (kind -> how many), ``exchanged_mb`` (1e6 bytes), and
       of one device ``gib``, ``temporary_mib`` and ``kept_gib``, for the backward pass.
     """
-    for count in counts:
-        with concurrent.futures.ProcessPoolExecutor(1) as pool:
-            yield pool.submit(_measure, config, count, images).result()
+    spawn = multiprocessing.get_context("spawn")  # JAX may have started here
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_measure, config, devices, images).result()
 
 
 def _measure(config: ConfigDict, devices: int, images: int) -> dict[str, Any]:
@@ -56,12 +39,12 @@ def _measure(config: ConfigDict, devices: int, images: int) -> dict[str, Any]:
     config.batch_size = devices * images
     run = recipe.build(config)
     compiled, memory = compile_step(run)
-    found = collectives(compiled.as_text())
+    found = collectives(compiled.as_text() or "")
     return {
         "devices": devices,
         "batch": config.batch_size,
-        "collectives": {kind: sum(k == kind for k, _ in found) for kind, _ in found},
-        "exchanged_mb": sum(size for _, size in found) / 1e6,
+        "collectives": Counter(operation.kind for operation in found),
+        "exchanged_mb": sum(operation.bytes for operation in found) / 1e6,
         "gib": memory["needed_gib"],
         "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
         "kept_gib": kept_for_backward(run) / devices / 2**30,
