@@ -262,6 +262,7 @@ CASES = {
         ("", "--workdir"),
         ("--workdir=file", "file"),
         ("--workdir=out --axis=width", "axis width"),
+        ("--workdir=out --axis=devices", "--axis=devices --train"),
         ("--workdir=out --model=resnest51", "resnest51"),
         ("--workdir=out --image_size=8", "image_size 8"),
     ],
