@@ -12,7 +12,7 @@ the table to --out if it is given.
 
 import concurrent.futures
 import math
-import re
+from collections import Counter
 
 import jax
 from absl import flags
@@ -23,6 +23,7 @@ from resnest_jax.config import complete
 from resnest_jax.dry_run import abstract_batch, compile_step
 from resnest_jax.errors import InputError
 from resnest_jax.files import write_atomic, writing
+from resnest_jax.training.collectives import collectives
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import abstract_state
 
@@ -36,22 +37,6 @@ OUT = flags.DEFINE_string("out", None, "Markdown file to write the table to.", f
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 MAX_DEVICES = 1024  # virtual ones, with a thread each
-KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
-BYTES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
-
-
-def collectives(program: str) -> list[tuple[str, int]]:
-    """Return (kind, bytes) of each collective in the text of a compiled program."""
-    found = re.findall(rf"= (\(.*?\)|\S+) ({KINDS})(?:-start)?\(", program)
-    return [(kind, _bytes(shapes)) for shapes, kind in found]
-
-
-def _bytes(shapes: str) -> int:
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    return sum(
-        BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size)
-        for dtype, sizes in arrays
-    )
 
 
 def measure(config: ConfigDict, devices: int, images: int) -> str:
@@ -62,11 +47,11 @@ def measure(config: ConfigDict, devices: int, images: int) -> str:
     run = recipe.build(config)
     compiled, memory = compile_step(run)
     found = collectives(compiled.as_text())
-    kinds = {kind: sum(k == kind for k, _ in found) for kind, _ in found}
+    kinds = Counter(operation.kind for operation in found)
     return (
         f"| {devices} | {config.batch_size} | {sum(kinds.values())} "
         f"| {', '.join(f'{count} {kind}' for kind, count in kinds.items())} "
-        f"| {sum(size for _, size in found) / 1e6:.2f} | {memory['needed_gib']:.2f} "
+        f"| {sum(operation.bytes for operation in found) / 1e6:.2f} | {memory['needed_gib']:.2f} "
         f"| {kept_for_backward(run) / devices / 2**30:.2f} |"
     )
 

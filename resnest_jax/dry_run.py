@@ -6,11 +6,13 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnest_jax import recipe
@@ -48,10 +50,47 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
       InputError: if the run cannot work. If config and data are valid, the message gives all other
         reasons in one line.
     """
+    run, report, batch, problems = check_data(config, workdir)
+    compiled, memory = compile_step(run)
+    report |= show("memory per device, GiB", memory)
+    fits = memory.get("needed_gib", 0) <= memory.get("available_gib", 0)
+    if fits:
+        report |= show("step", _measure_step(run, batch, compiled))
+        step_rate = report.get(STEP_RATE) or report[STEP_RATE_BOUND]
+        report |= show("limited", {"by": "input" if report[INPUT_RATE] < step_rate else "step"})
+        slower = min(report[INPUT_RATE], step_rate)
+        images = run.options.total_steps * run.options.batch_size
+        report |= show("training", {"hours": round(images / slower / 3600, 2)})
+    else:
+        problems.insert(
+            0,
+            f"a step needs {memory['needed_gib']} GiB, more than the {memory['available_gib']} GiB "
+            f"on each of {jax.device_count()} device(s): lower batch_size {config.batch_size}, "
+            f"raise parallel.accumulate {run.options.accumulate}, set model.remat or use more "
+            "devices",
+        )
+    finish(workdir, report, problems)
+    return report
+
+
+def check_data(
+    config: ConfigDict, workdir: Path, mesh: Mesh | None = None
+) -> tuple[Run, dict, HostBatch, list[str]]:
+    """Check all of a run but its step, on the devices of a mesh or all that there are.
+
+    Returns:
+      run: the run.
+      report: what was found so far.
+      batch: a training batch, maybe of fewer images.
+      problems: why the run cannot work.
+
+    Raises:
+      InputError: if config or data are not valid.
+    """
     folder = workdir / FOLDER
     config = complete(config)
     check_tracker(config.tracker)
-    run = recipe.build(config, folder)
+    run = recipe.build(config, folder, mesh=mesh)
     check_workdir(workdir, config)
     check_classes(run, workdir)
     if is_main():
@@ -60,42 +99,29 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
         "steps": run.options.total_steps,
         "steps_per_epoch": round(run.options.steps_per_epoch, 2),
     }
-    _show("run", report)
+    show("run", report)
     batch, data = _measure_input(config, folder)
-    report |= _show("data", data)
+    report |= show("data", data)
     if run.pretrained:
         run.pretrained()
-        _show("pretrained", {"weights": config.pretrained.weights})
-    report["batch_mib"] = _show("largest batch, MiB", batch_memory(run))
-    compiled, memory = compile_step(run)
-    report |= _show("memory per device, GiB", memory)
-    report |= _show("disk, GiB", _disk(run, config, workdir))
-    fits = memory.get("needed_gib", 0) <= memory.get("available_gib", 0)
-    if fits:
-        report |= _show("step", _measure_step(run, batch, compiled))
-        step_rate = report.get(STEP_RATE) or report[STEP_RATE_BOUND]
-        report |= _show("limited", {"by": "input" if report[INPUT_RATE] < step_rate else "step"})
-        slower = min(report[INPUT_RATE], step_rate)
-        images = run.options.total_steps * run.options.batch_size
-        report |= _show("training", {"hours": round(images / slower / 3600, 2)})
-    if is_main():
-        write_json(folder / "report.json", report)
+        show("pretrained", {"weights": config.pretrained.weights})
+    report["batch_mib"] = show("largest batch, MiB", batch_memory(run))
+    report |= show("disk, GiB", _disk(run, config, workdir))
     problems = []
-    if not fits:
-        problems.append(
-            f"a step needs {memory['needed_gib']} GiB, more than the {memory['available_gib']} GiB "
-            f"on each of {jax.device_count()} device(s): lower batch_size {config.batch_size}, "
-            f"raise parallel.accumulate {config.parallel.accumulate}, set model.remat or use more "
-            "devices"
-        )
     if report["checkpoints_gib"] > report["free_gib"]:
         problems.append(
             f"{workdir} has {report['free_gib']} GiB free, but the checkpoints need "
             f"{report['checkpoints_gib']} GiB: lower checkpoint.keep_last or use another disk"
         )
+    return run, report, batch, problems
+
+
+def finish(workdir: Path, report: dict, problems: list[str]) -> None:
+    """Write the report; raise InputError with the problems if there are any."""
+    if is_main():
+        write_json(workdir / FOLDER / "report.json", report)
     if problems:
         raise InputError("; ".join(problems))
-    return report
 
 
 def _describe(run: Run, config: ConfigDict, workdir: Path, folder: Path) -> None:
@@ -110,7 +136,8 @@ def _describe(run: Run, config: ConfigDict, workdir: Path, folder: Path) -> None
     print((folder / PARAMETERS).read_text())
 
 
-def _show(title: str, values: dict) -> dict:
+def show(title: str, values: dict) -> dict:
+    """Print a line of values; return them."""
     if is_main():
         text = ", ".join(f"{name} {value}" for name, value in values.items())
         print(f"{title}: {text}", flush=True)
@@ -146,33 +173,46 @@ def _measure_input(config: ConfigDict, folder: Path) -> tuple[HostBatch, dict]:
 def compile_step(run: Run) -> tuple[jax.stages.Compiled, dict]:
     """Compile the training step; return it with the memory needed and available per device."""
     begun = time.perf_counter()
-    compiled = jit_train_step(run).lower(abstract_state(run), abstract_batch(run)).compile()
+    compiled = compile_for(run, run.options.batch_size)
     seconds = time.perf_counter() - begun
     analysis = compiled.memory_analysis()
     if analysis is None:  # on some backends
         return compiled, {"compile_seconds": round(seconds, 1)}
-    needed = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-        + analysis.temp_size_in_bytes
-    )
     return compiled, {
-        "needed_gib": round(needed / GIB, 2),
+        "needed_gib": round(needed_bytes(analysis) / GIB, 2),
         "available_gib": round(_device_memory() / GIB, 2),
         "compile_seconds": round(seconds, 1),
     }
 
 
-def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shapes, dtypes and shardings of the largest training batch."""
+def compile_for(run: Run, batch_size: int) -> jax.stages.Compiled:
+    """Compile the training step of a run for its largest batch, but of so many images."""
+    batch = abstract_batch(run, batch_size)
+    return jit_train_step(run).lower(abstract_state(run), batch).compile()
+
+
+def needed_bytes(analysis: Any) -> int:
+    """Return the bytes that a program needs on a device, from its ``memory_analysis()``."""
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+
+
+def abstract_batch(run: Run, batch_size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes, dtypes and shardings of the largest training batch.
+
+    ``batch_size`` is by default that of the run.
+    """
 
     def size(spec: dict[str, jax.ShapeDtypeStruct]) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in spec.values())
 
-    sharding = batch_sharding(run.mesh)
+    images, sharding = batch_size or run.options.batch_size, batch_sharding(run.mesh)
     return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        name: jax.ShapeDtypeStruct((images, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
         for name, leaf in max(run.batches.train_specs(), key=size).items()
     }
 

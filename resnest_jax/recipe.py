@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnest_jax.config import complete
@@ -15,13 +16,14 @@ from resnest_jax.tasks.classification import recipe as classification
 from resnest_jax.tasks.detection import recipe as detection
 from resnest_jax.tasks.segmentation import recipe as segmentation
 from resnest_jax.training.distributed import main_first
-from resnest_jax.training.mesh import check_batch_size
+from resnest_jax.training.mesh import check_batch_size, make_mesh, platform_of
 from resnest_jax.training.optimizer import make_optimizer, make_schedule
 from resnest_jax.training.run import Run, TrainOptions
 from resnest_jax.training.tracker import open_wandb
 
-# A task's recipe has ``DATASETS``, in words, ``open_dataset(config)``, ``check(config)`` and
-# ``build(config, dataset, steps_per_epoch, workdir)``, which returns a ``Parts``.
+# A task's recipe has ``DATASETS``, in words, ``open_dataset(config)``, ``check(config, groups)``
+# and ``build(config, dataset, steps_per_epoch, workdir, groups)``, which returns a ``Parts``.
+# ``groups`` are the parts of a batch that have batch statistics of their own.
 TASKS: dict[str, ModuleType] = {
     "classification": classification,
     "segmentation": segmentation,
@@ -29,28 +31,40 @@ TASKS: dict[str, ModuleType] = {
 }
 
 
-def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = True) -> Run:
+def build(
+    config: ConfigDict,
+    workdir: Path | None = None,
+    *,
+    training: bool = True,
+    mesh: Mesh | None = None,
+) -> Run:
     """Check a config and build its run, with its data set opened.
 
     Args:
       config: complete or not, see ``config.complete``.
       workdir: directory for the list of unreadable records; None: any such record is an error.
       training: the devices must divide the training batch.
+      mesh: the devices to compile for; None: all devices of all processes.
 
     Raises:
       InputError: if a key is unknown, a value is out of range, or a file or data set is missing.
     """
     config = complete(config)
+    if mesh is None:
+        mesh = make_mesh()
+    elif config.model.platform is None:
+        config.model.platform = platform_of(mesh)
     task = TASKS[config.task]
     _check(config, task.DATASETS)
     if training:
-        check_batch_size(config.batch_size, config.parallel.accumulate)
-    task.check(config)  # first, since preparing a data set is slow
+        check_batch_size(config.batch_size, config.parallel.accumulate, mesh)
+    groups = mesh.size if config.parallel.batch_norm == "device" else 1
+    task.check(config, groups)  # first, since preparing a data set is slow
     with main_first():  # it may prepare the data set
         dataset = task.open_dataset(config)
     steps_per_epoch = len(dataset.train) / config.batch_size
-    parts = task.build(config, dataset, steps_per_epoch, workdir)
-    options = _options(config, steps_per_epoch, parts.norm_groups, parts.freeze)
+    parts = task.build(config, dataset, steps_per_epoch, workdir, groups)
+    options = _options(config, steps_per_epoch, groups, parts.freeze)
     schedule = _schedule(config, steps_per_epoch, options.total_steps)
     return Run(
         parts.task,
@@ -58,6 +72,7 @@ def build(config: ConfigDict, workdir: Path | None = None, *, training: bool = T
         _optimizer(config, schedule, options.freeze, parts.layers),
         schedule,
         options,
+        mesh,
         pretrained=parts.pretrained,
         new_modules=parts.new_modules,
         notes=dataset.notes,

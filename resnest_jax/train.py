@@ -5,7 +5,8 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from resnest_jax import arguments, cli, dry_run, runs
+from resnest_jax import arguments, cli, dry_run, runs, topology
+from resnest_jax.errors import InputError
 from resnest_jax.training import distributed
 
 FLAGS = flags.FlagValues()
@@ -20,6 +21,13 @@ WORKDIR = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Only check data, memory, disk and speed of the run.", flag_values=FLAGS
 )
+TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "With --dry_run: compile the step for a slice of TPUs that is not there, such as v5e:4x4, "
+    "v5p:2x2x4 or v6e:16x16, and report memory, exchange and a roofline: estimates, not a run.",
+    flag_values=FLAGS,
+)
 FROM_STEP = flags.DEFINE_integer(
     "from_step",
     None,
@@ -32,8 +40,13 @@ flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 def main(_: list[str]) -> None:
     """Train the recipe."""
-    distributed.start()
     workdir = arguments.local_path(WORKDIR)
+    if TOPOLOGY.value is not None:
+        if not DRY_RUN.value:
+            raise InputError(f"--topology={TOPOLOGY.value} needs --dry_run: no chip is used")
+        topology.dry_run(CONFIG.value, workdir, TOPOLOGY.value)
+        return
+    distributed.start()
     if DRY_RUN.value:
         dry_run.dry_run(CONFIG.value, workdir)
         return

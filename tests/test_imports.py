@@ -23,6 +23,7 @@ LAYERS = [
     {"tasks"},
     {"recipe"},
     {"dry_run", "runs", "cli", "arguments"},
+    {"topology"},
     COMMANDS,
 ]
 # Imports within a layer, acyclic.

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from resnest_jax.config import model_fields
@@ -18,11 +17,10 @@ LAYERS = ("^backbone/stem/", *(f"^backbone/stage{stage}_" for stage in range(1, 
 WHOLE = "^backbone/"  # freezes everything but the heads
 
 
-def check_network(config: ConfigDict) -> None:
+def check_network(config: ConfigDict, groups: int) -> None:
     """Raise InputError for a key of the model or of its initial weights that is out of range."""
     check_parallel_and_pretrained(config, config.model.backbone)
     check_model(config)
-    groups = norm_groups(config)
     images = config.batch_size // config.parallel.accumulate // groups
     if config.model.norm == "batch" and images < 2:
         raise InputError(
@@ -31,8 +29,8 @@ def check_network(config: ConfigDict) -> None:
         )
 
 
-def make_network(config: ConfigDict, num_classes: int) -> Any:
-    """Return the model of a config for a number of classes.
+def make_network(config: ConfigDict, num_classes: int, groups: int) -> Any:
+    """Return the model of a config for a number of classes and of groups of batch statistics.
 
     Raises:
       InputError: if the config has another number.
@@ -43,12 +41,7 @@ def make_network(config: ConfigDict, num_classes: int) -> Any:
             f"model.num_classes is {fields['num_classes']}, but {config.dataset} has "
             f"{num_classes} classes; leave it out"
         )
-    return create_model(**fields, norm_groups=norm_groups(config))
-
-
-def norm_groups(config: ConfigDict) -> int:
-    """Return the parts of a batch that have batch statistics of their own."""
-    return jax.device_count() if config.parallel.batch_norm == "device" else 1
+    return create_model(**fields, norm_groups=groups)
 
 
 def initial_weights(

@@ -11,7 +11,6 @@ class Parts(NamedTuple):
 
     Attributes:
       pretrained, new_modules: see ``training.run.Run``.
-      norm_groups: parts of a batch, each with its own batch statistics.
       freeze: regex of the paths of parameters that the task freezes; empty: none.
       palette: colour of each class in pictures, if the task has any.
       layers: regexes that select the parameters of each layer, from the first to the last.
@@ -21,7 +20,6 @@ class Parts(NamedTuple):
     batches: Batches
     pretrained: Callable[[], Variables] | None = None
     new_modules: tuple[str, ...] = ()
-    norm_groups: int = 1
     freeze: str = ""
     layers: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] | None = None

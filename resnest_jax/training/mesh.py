@@ -17,6 +17,11 @@ def make_local_mesh(devices: int | None = None) -> Mesh:
     return Mesh(np.array(jax.local_devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Return the platform of the devices of a mesh."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the replicated sharding."""
     return NamedSharding(mesh, PartitionSpec())
@@ -35,9 +40,9 @@ def shard(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def check_batch_size(batch_size: int, accumulate: int) -> None:
+def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh | None = None) -> None:
     """Raise InputError unless it is a positive multiple of devices x accumulate."""
-    devices = jax.device_count()
+    devices = jax.device_count() if mesh is None else mesh.size
     if accumulate < 1:
         raise InputError(f"parallel.accumulate must be at least 1; got {accumulate}")
     if batch_size < 1 or batch_size % (devices * accumulate):

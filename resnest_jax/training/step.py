@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from resnest_jax.errors import InputError
-from resnest_jax.training.mesh import replicated
+from resnest_jax.training.mesh import platform_of, replicated
 from resnest_jax.training.optimizer import trainable
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState, abstract_state
@@ -101,7 +101,7 @@ def scan_parts(
 
     parts = jnp.arange(count), split_batch(batch, count, run.mesh.size)
     # XLA:CPU runs convolutions in a loop far more slowly than outside a loop.
-    return jax.lax.scan(add_part, start, parts, unroll=jax.default_backend() == "cpu")
+    return jax.lax.scan(add_part, start, parts, unroll=platform_of(run.mesh) == "cpu")
 
 
 def _split_frozen(params: PyTree, freeze: str) -> tuple[PyTree, Callable, Callable]:

@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from resnest_jax.config import model_fields
@@ -38,8 +37,9 @@ LAYERS = ("^stem/", *(f"^stage{stage}_" for stage in range(1, 5)), "^head/")
 HEAD_ALONE = "^(?!head/)"  # freezes everything but the head
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, groups: int) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
+    del groups
     check_parallel_and_pretrained(config, config.model.name)
     check_choice("channels", config.channels, tuple(STATISTICS))
     check_choice("sampling", config.sampling, ("uniform", "balanced"))
@@ -59,19 +59,24 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 
 def build(
-    config: ConfigDict, dataset: Dataset, steps_per_epoch: float, workdir: Path | None
+    config: ConfigDict,
+    dataset: Dataset,
+    steps_per_epoch: float,
+    workdir: Path | None,
+    groups: int,
 ) -> Parts:
     """Build the parts of the run.
 
     Args:
       config: complete and checked.
       workdir: directory for the list of unreadable records.
+      groups: parts of a batch that have batch statistics of their own.
 
     Raises:
       InputError: if the config does not fit the data set.
     """
     check_source(config, workdir)
-    fields = _model_fields(config, dataset)
+    fields: dict[str, Any] = _model_fields(config, dataset) | {"norm_groups": groups}
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
     loss["class_weights"] = class_weights(
@@ -82,7 +87,7 @@ def build(
         fields["num_classes"],
         image_sizes[0][1],
         loss_name=loss.pop("name"),
-        mixing=Mixing(**config.mix, groups=fields["norm_groups"]),
+        mixing=Mixing(**config.mix, groups=groups),
         channels=config.channels,
         **loss,
     )
@@ -90,22 +95,20 @@ def build(
         task,
         _batches(config, dataset, image_sizes, workdir),
         pretrained=_pretrained(config.pretrained, fields | {"in_channels": config.channels}),
-        norm_groups=fields["norm_groups"],
         freeze=_freeze(config),
         layers=LAYERS,
     )
 
 
 def _model_fields(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """Return the arguments of ``create_model``: fields of the config, classes and norm groups."""
+    """Return the arguments of ``create_model``: fields of the config and classes."""
     fields, num_classes = model_fields(config), len(dataset.class_names)
     if fields.setdefault("num_classes", num_classes) != num_classes:
         raise InputError(
             f"model.num_classes is {fields['num_classes']}, but {config.dataset} has "
             f"{num_classes} classes; leave it out"
         )
-    groups = jax.device_count() if config.parallel.batch_norm == "device" else 1
-    return fields | {"norm_groups": groups}
+    return fields
 
 
 def _image_sizes(sizes: Any, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:

@@ -22,28 +22,33 @@ LAYERS = (*backbone.LAYERS, "^(?!backbone/)")  # the heads last
 open_dataset = loading.open_boxes
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, groups: int) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
     check_choice("model.name", config.model.name, tuple(RCNNS))
-    backbone.check_network(config)
+    backbone.check_network(config, groups)
     loading.check_data(config)
 
 
 def build(
-    config: ConfigDict, dataset: BoxDataset, steps_per_epoch: float, workdir: Path | None
+    config: ConfigDict,
+    dataset: BoxDataset,
+    steps_per_epoch: float,
+    workdir: Path | None,
+    groups: int,
 ) -> Parts:
     """Build the parts of the run.
 
     Args:
       config: complete and checked.
       workdir: directory for the list of unreadable records.
+      groups: parts of a batch that have batch statistics of their own.
 
     Raises:
       InputError: if the config does not fit the data set.
     """
     del steps_per_epoch
     check_source(config, workdir)
-    model = cast(RCNN, backbone.make_network(config, len(dataset.class_names)))
+    model = cast(RCNN, backbone.make_network(config, len(dataset.class_names), groups))
     load = partial(
         load_detector, model, config.model.backbone, checkpoint=config.pretrained.checkpoint
     )
@@ -52,7 +57,6 @@ def build(
         loading.make_batches(config, dataset, loader_options(config, workdir)),
         pretrained=backbone.initial_weights(config, load, partial(missing_heads, model)),
         new_modules=heads(model),
-        norm_groups=backbone.norm_groups(config),
         freeze=backbone.frozen(config),
         layers=LAYERS,
     )

@@ -28,10 +28,10 @@ DATASETS = (
 LAYERS = (*backbone.LAYERS, "^(head|auxiliary)/")
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, groups: int) -> None:
     """Raise InputError for a key that is out of range, if this can be seen without the data."""
     check_choice("model.name", config.model.name, HEADS)
-    backbone.check_network(config)
+    backbone.check_network(config, groups)
     train_transform(config)
     check_scales(config)
 
@@ -55,20 +55,25 @@ def open_dataset(config: ConfigDict, *, training: bool = True) -> MaskDataset:
 
 
 def build(
-    config: ConfigDict, dataset: MaskDataset, steps_per_epoch: float, workdir: Path | None
+    config: ConfigDict,
+    dataset: MaskDataset,
+    steps_per_epoch: float,
+    workdir: Path | None,
+    groups: int,
 ) -> Parts:
     """Build the parts of the run.
 
     Args:
       config: complete and checked.
       workdir: directory for the list of unreadable records.
+      groups: parts of a batch that have batch statistics of their own.
 
     Raises:
       InputError: if the config does not fit the data set.
     """
     del steps_per_epoch
     check_source(config, workdir)
-    task = make_task(config, dataset)
+    task = make_task(config, dataset, groups)
     load = partial(
         segmenter.load_segmenter,
         task.model,
@@ -87,17 +92,16 @@ def build(
         ),
         pretrained=backbone.initial_weights(config, load, missing),
         new_modules=segmenter.HEADS,
-        norm_groups=backbone.norm_groups(config),
         freeze=backbone.frozen(config),
         layers=LAYERS,
         palette=dataset.table.palette,
     )
 
 
-def make_task(config: ConfigDict, dataset: MaskDataset) -> Segmentation:
+def make_task(config: ConfigDict, dataset: MaskDataset, groups: int) -> Segmentation:
     """Return the task, with the model for the classes of the data set."""
     return Segmentation(
-        make_model(config, len(dataset.class_names)),
+        make_model(config, len(dataset.class_names), groups),
         config.crop_size,
         dataset.class_names,
         config.loss.auxiliary_weight,
@@ -108,9 +112,9 @@ def make_task(config: ConfigDict, dataset: MaskDataset) -> Segmentation:
     )
 
 
-def make_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
-    """Return the model of a config for a number of classes, see ``backbone.make_network``."""
-    return cast(SegmentationModel, backbone.make_network(config, num_classes))
+def make_model(config: ConfigDict, num_classes: int, groups: int) -> SegmentationModel:
+    """Return the model of a config, see ``backbone.make_network``."""
+    return cast(SegmentationModel, backbone.make_network(config, num_classes, groups))
 
 
 def train_transform(config: ConfigDict, padding: int = IGNORED) -> TrainTransform:
