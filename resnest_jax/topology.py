@@ -163,7 +163,7 @@ def estimate(run: Run, described: Slice, batch_size: int) -> dict:
 def _excess(error: str, chip: Chip) -> dict:
     """Return the memory that is needed, if XLA's error says so, and the error in short."""
     needed = re.search(r"(?:Used |\()([\d.]+)G\b", error)
-    reason = re.search(r"Ran out of memory.*?hbm.*?\.(?=\s|$)", error, re.IGNORECASE | re.DOTALL)
+    reason = re.search("Ran out of memory.*", error)
     return {
         "needed_gib": float(needed[1]) if needed else None,
         "available_gib": round(chip.hbm / GIB, 2),
@@ -195,37 +195,35 @@ def exchange_bytes(sent: list[Collective], chips: int, parts: int = 1) -> float:
 def largest_batch(run: Run, described: Slice, first: dict) -> dict:
     """Search the largest batch that fits: memory is affine in it, so two points give a guess.
 
-    The result has been compiled. A little more may fit: near the limit XLA computes some arrays
-    anew instead of keeping them.
+    The result has been compiled, but more may fit: compilations are few, and near the limit XLA
+    computes some arrays anew instead of keeping them.
+
+    Args:
+      first: the estimate for the batch size of the run.
     """
     chips, parts = described.mesh.size, run.options.accumulate
     tried = {first["images_per_chip"]: first}
-    images = _fewer(first["images_per_chip"] / 2, parts)
-    for _ in range(MOST_COMPILES - 1):
-        if images in tried or images < 1:
-            break
+    while len(tried) < MOST_COMPILES and (images := _guess(tried, parts)) not in {0, *tried}:
         tried[images] = estimate(run, described, images * chips)
-        fitting = [n for n, found in tried.items() if found["fits"]]
-        images = _guess(tried, fitting, parts)
-    fitting = [n for n, found in tried.items() if found["fits"]]
-    best = max(fitting, default=0)
+    best = max((images for images, found in tried.items() if found["fits"]), default=0)
     return {
         "largest_batch": best * chips,
         "largest_batch_per_chip": best,
         "largest_batch_needed_gib": tried[best]["needed_gib"] if best else None,
-        "compiled_for": ", ".join(str(n) for n in sorted(tried)),
+        "compiled_per_chip": sorted(tried),
     }
 
 
-def _guess(tried: dict[int, dict], fitting: list[int], parts: int) -> int:
-    """Return the images a chip to try next."""
-    too_many = min((n for n in tried if n not in fitting), default=math.inf)
+def _guess(tried: dict[int, dict], parts: int) -> int:
+    """Return the images a chip to try next; 0 or one that was tried: the search has ended."""
+    fitting = sorted(images for images, found in tried.items() if found["fits"])
+    too_many = min(tried.keys() - set(fitting), default=math.inf)
     if len(fitting) < 2:
         return _fewer(min(tried) / 2, parts)
-    low, high = min(fitting), max(fitting)
+    low, high = fitting[-2:]
     slope = (tried[high]["needed_gib"] - tried[low]["needed_gib"]) / (high - low)
     room = tried[high]["available_gib"] - tried[high]["needed_gib"]
-    guess = min(high + room / slope, 8 * high) if slope > 0 else high
+    guess = min(high + room / slope, 8 * high) if slope > 0 else 8 * high
     return _fewer(guess if guess < too_many else (high + too_many) / 2, parts)
 
 

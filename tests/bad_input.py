@@ -67,6 +67,8 @@ CASES = {
         ("{digits} --workdir=run stray", "stray"),
         ("{digits} --workdir=run --nonsense=1", "nonsense"),
         ("{digits} --workdir=run --dry_run=maybe", "dry_run maybe"),
+        ("{digits} --workdir=run --topology=v5e:2x2", "--topology=v5e:2x2 --dry_run"),
+        ("{digits} --workdir=run --dry_run --topology=v9:2x2", "--topology v9:2x2 v5e:4x4"),
         ("{digits} --workdir=run --from_step=-1", "from_step -1"),
         ("{digits} --workdir=run --from_step=x", "from_step x"),
         ("{digits} --workdir=run --from_step=7", "--from_step 7"),

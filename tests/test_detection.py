@@ -19,7 +19,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import resnest_jax
-from experiments.scaling import collectives
 from resnest_jax import dry_run, recipe, runs
 from resnest_jax.config import complete, flatten
 from resnest_jax.errors import InputError
@@ -28,6 +27,7 @@ from resnest_jax.tasks.detection import evaluate, predict
 from resnest_jax.tasks.detection.canvases import make_canvases
 from resnest_jax.tasks.detection.draw import draw_batch
 from resnest_jax.tasks.detection.metrics import FIGURES
+from resnest_jax.training.collectives import collectives
 from resnest_jax.training.optimizer import trainable
 from resnest_jax.weights.conversion import convert
 from resnest_jax.weights.detection import load_weights
@@ -275,7 +275,7 @@ def test_devices_exchange_no_feature_map(root):
     shapes = data.exchanged_shapes(program)
     assert shapes
     assert all(len(shape) <= 2 for shape in shapes), shapes
-    summed = sum(size for kind, size in collectives(program) if kind == "all-reduce")
+    summed = sum(found.bytes for found in collectives(program) if found.kind == "all-reduce")
     params, statistics = (
         sum(4 * leaf.size for leaf in jax.tree.leaves(run.abstract_variables[name]))
         for name in ("params", "batch_stats")

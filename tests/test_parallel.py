@@ -8,7 +8,7 @@ import pytest
 from small_net import small_task
 from test_training import make_run, random_batch, tiny_task
 
-from experiments.scaling import collectives
+from resnest_jax.training.collectives import collectives
 from resnest_jax.training.mesh import batch_sharding, shard
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.state import abstract_state, create_state, initial_state
@@ -156,21 +156,22 @@ def test_devices_exchange_the_gradients_once(accumulate):
         random_batch(32),
     )
     found = collectives(jit_train_step(run).lower(state, batch).compile().as_text())
-    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert {operation.kind for operation in found} == {"all-reduce"}
     assert len(found) <= 2 * accumulate
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
     statistics = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
-    total = sum(size for _, size in found)
+    total = sum(operation.bytes for operation in found)
     assert size <= total <= accumulate * (1.05 * size + 2 * statistics)
 
 
 def test_collectives_are_read_from_the_program():
     program = """
       %a = (f32[10,2]{1,0}, bf16[3]{0}) all-reduce(%x, %y), replica_groups={}
-      %b = f32[8]{0} all-gather-start(%z), dimensions={0}
+      %b = (f32[4]{0}, f32[8]{0}) all-gather-start(%z), dimensions={0}
+      %d = f32[8]{0} all-gather-done(%b)
       %c = f32[] add(%p, %q)
     """
-    assert collectives(program) == [("all-reduce", 86), ("all-gather", 32)]
+    assert collectives(program) == [("all-reduce", 86, False), ("all-gather", 32, False)]
 
 
 def test_bf16_network_keeps_float32_state():
