@@ -42,7 +42,7 @@ EXPERIMENTS = [
     "experiments.attention",
     "experiments.benchmark.__main__",
     "experiments.input_benchmark",
-    "experiments.scaling",
+    "experiments.scaling.__main__",
 ]
 
 

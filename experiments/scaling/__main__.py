@@ -8,17 +8,28 @@ of one device. No step is run. Compare --config.parallel.batch_norm, .shard_opti
 .accumulate, or --config.model.remat. The effect of remat is in the last column: what the forward
 pass keeps for the backward pass. XLA:CPU removes the recomputation; GPUs and TPUs keep it. Writes
 the table to --out if it is given.
+
+    python -m experiments.scaling --config=configs/imagenet.py:resnest50 --images=128 \\
+        --config.model.dtype=bfloat16 --topologies=v5e:2x2,v5e:16x16 --stand_in
+
+does so for slices of TPUs that are not there: compiled estimates, not runs, see
+``resnest_jax.topology``. A compilation takes minutes. --stand_in compiles a recipe without its
+data set, with tiny images of the same classes.
 """
 
 import concurrent.futures
 import math
+import re
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnest_jax import arguments, cli, recipe
+from experiments.scaling import stand_in
+from resnest_jax import arguments, cli, recipe, topology
 from resnest_jax.config import complete
 from resnest_jax.dry_run import abstract_batch, compile_step
 from resnest_jax.errors import InputError
@@ -32,10 +43,27 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", flag_val
 DEVICES = flags.DEFINE_list(
     "devices", ["1", "2", "4", "8"], "Numbers of devices.", flag_values=FLAGS
 )
+TOPOLOGIES = flags.DEFINE_list(
+    "topologies",
+    [],
+    "Slices of TPUs that are not there, such as v5e:4x4, in place of --devices.",
+    flag_values=FLAGS,
+)
+STAND_IN = flags.DEFINE_bool(
+    "stand_in",
+    False,
+    "Take tiny images with the same classes in place of ImageNet, ADE20K or COCO.",
+    flag_values=FLAGS,
+)
 IMAGES = flags.DEFINE_integer("images", 16, "Images per device.", lower_bound=1, flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "Markdown file to write the table to.", flag_values=FLAGS)
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
+CPU_HEAD = "| devices | batch | collectives | kinds | MB/step | GiB/device | GiB for backward |"
+TPU_HEAD = (
+    "| slice | images a chip | GiB a chip | exchanged a step | TFLOP | GB accessed | compute, ms "
+    "| memory, ms | exchange, ms | images/s a chip | compiling, s |"
+)
 MAX_DEVICES = 1024  # virtual ones, with a thread each
 
 
@@ -74,25 +102,53 @@ def kept_for_backward(run: Run) -> float:
 
 
 def main(_: list[str]) -> None:
-    """Print a row for each number of devices."""
-    counts = [_count(text) for text in DEVICES.value]
-    if not counts:
-        raise InputError("--devices must name at least one number of devices, such as 1,2,4")
+    """Print a row for each number of devices, or for each slice."""
     out = None if OUT.value is None else arguments.output_path(OUT)
     config = complete(CONFIG.value)
-    rows = [
-        "| devices | batch | collectives | kinds | MB/step | GiB/device | GiB for backward |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    print(*rows, sep="\n", flush=True)
-    for count in counts:
-        with concurrent.futures.ProcessPoolExecutor(1) as pool:
-            task = pool.submit(measure, config, count, IMAGES.value)
-            rows.append(task.result())
-        print(rows[-1], flush=True)
+    if TOPOLOGIES.value:
+        if DEVICES.present:
+            raise InputError("--devices and --topologies are both given; use one")
+        slices = [topology.describe_slice(name) for name in TOPOLOGIES.value]
+        head, counts, row = TPU_HEAD, [described.mesh.size for described in slices], tpu_row
+    else:
+        slices = counts = [_count(text) for text in DEVICES.value]
+        head, row = CPU_HEAD, _cpu_row
+    if not counts:
+        raise InputError("--devices must name at least one number of devices, such as 1,2,4")
+    with tempfile.TemporaryDirectory() as folder:
+        if STAND_IN.value:
+            stand_in.use(config, Path(folder), max(counts) * IMAGES.value)
+        rows = [head, re.sub("[^|]+", "---", head)]
+        print(*rows, sep="\n", flush=True)
+        for each in slices:
+            rows.append(row(config, each, IMAGES.value))
+            print(rows[-1], flush=True)
     if out:
         with writing("--out", out):
             write_atomic(out, ("\n".join(rows) + "\n").encode())
+
+
+def _cpu_row(config: ConfigDict, devices: int, images: int) -> str:
+    with concurrent.futures.ProcessPoolExecutor(1) as pool:
+        return pool.submit(measure, config, devices, images).result()
+
+
+def tpu_row(config: ConfigDict, described: topology.Slice, images: int) -> str:
+    """Return a row of the table for a slice of TPUs."""
+    config.batch_size = images * described.mesh.size
+    run = recipe.build(config, mesh=described.mesh)
+    found = topology.estimate(run, described, config.batch_size)
+    start = f"| {described.name} | {images} | {found['needed_gib']} of {found['available_gib']} "
+    if not found["fits"]:
+        return f"{start}| does not fit: {found['reason']} |"
+    sent = ", ".join(
+        f"{value['count']} {kind}, {value['mib']} MiB" for kind, value in found["exchanged"].items()
+    )
+    names = (
+        *("tflop", "accessed_gb", "compute_ms", "memory_ms", "exchange_ms"),
+        *("images_per_second_per_chip", "compile_seconds"),
+    )
+    return f"{start}| {sent} | {' | '.join(str(found[name]) for name in names)} |"
 
 
 def _count(text: str) -> int:
