@@ -113,8 +113,10 @@ def _keep_memory() -> None:
     XLA allocates all memory of a program at each call. The system zeroes new pages one by one,
     which takes a quarter of a training step of ResNeSt-50 or more.
     """
+    settings: Any = jax.config
     plugins = importlib.metadata.entry_points(group="jax_plugins")
-    if sys.platform != "linux" or plugins or importlib.util.find_spec("libtpu"):
+    others = plugins or importlib.util.find_spec("libtpu")
+    if sys.platform != "linux" or (others and settings.jax_platforms != "cpu"):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc

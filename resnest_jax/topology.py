@@ -125,6 +125,10 @@ def dry_run(config: ConfigDict, workdir: Path, topology: str) -> dict:
 def estimate(run: Run, described: Slice, batch_size: int) -> dict:
     """Compile the step for a batch size and read what it takes; per chip if not said otherwise.
 
+    The roofline is the longer of the operations at the chip's peak and the bytes at its memory's
+    rate. XLA's bytes include those in the chip's own memory. ``megacycles`` sums what XLA itself
+    expects of its fusions, convolutions and copies, without the waits for memory or other chips.
+
     XLA counts a loop's body once, so its figures count for each accumulated part: those of the
     update, which is not in the loop, are a little too high.
     """
@@ -139,7 +143,8 @@ def estimate(run: Run, described: Slice, batch_size: int) -> dict:
         return found | {"fits": False} | _excess(str(error), chip)
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
-    sent = collectives(compiled.as_text() or "")
+    program = compiled.as_text() or ""
+    sent = collectives(program)
     compute = parts * cost["flops"] / chip.flops
     traffic = parts * cost["bytes accessed"] / chip.bandwidth
     return found | {
@@ -155,9 +160,15 @@ def estimate(run: Run, described: Slice, batch_size: int) -> dict:
         "compute_ms": round(1e3 * compute, 2),
         "memory_ms": round(1e3 * traffic, 2),
         "roofline_ms": round(1e3 * max(compute, traffic), 2),
+        "megacycles": round(parts * estimated_cycles(program) / 1e6, 1),
         "images_per_second_per_chip": round(batch_size / chips / max(compute, traffic), 1),
         "compile_seconds": round(time.perf_counter() - begun, 1),
     }
+
+
+def estimated_cycles(program: str) -> int:
+    """Return the sum of the cycles that XLA expects of the operations of a program for TPU."""
+    return sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', program)))
 
 
 def _excess(error: str, chip: Chip) -> dict:

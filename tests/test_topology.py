@@ -56,6 +56,12 @@ def test_collectives_of_a_tpu_program():
     }
 
 
+def test_cycles_are_summed():
+    line = '%f = f32[8] fusion(%x), backend_config={"window_config":{"estimated_cycles":"{}"}}'
+    program = "\n".join(line.replace("{}", cycles) for cycles in ("17", "25"))
+    assert topology.estimated_cycles(program) == 42
+
+
 def test_a_chip_sends_what_the_best_algorithms_need():
     sent = [Collective("all-reduce", 400), Collective("all-gather", 400)]
     assert topology.exchange_bytes(sent, chips=4) == 600 + 300

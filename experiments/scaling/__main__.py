@@ -62,7 +62,7 @@ flags.mark_flag_as_required("config", flag_values=FLAGS)
 CPU_HEAD = "| devices | batch | collectives | kinds | MB/step | GiB/device | GiB for backward |"
 TPU_HEAD = (
     "| slice | images a chip | GiB a chip | exchanged a step | TFLOP | GB accessed | compute, ms "
-    "| memory, ms | exchange, ms | images/s a chip | compiling, s |"
+    "| memory, ms | exchange, ms | megacycles | images/s a chip | compiling, s |"
 )
 MAX_DEVICES = 1024  # virtual ones, with a thread each
 
@@ -146,7 +146,7 @@ def tpu_row(config: ConfigDict, described: topology.Slice, images: int) -> str:
     )
     names = (
         *("tflop", "accessed_gb", "compute_ms", "memory_ms", "exchange_ms"),
-        *("images_per_second_per_chip", "compile_seconds"),
+        *("megacycles", "images_per_second_per_chip", "compile_seconds"),
     )
     return f"{start}| {sent} | {' | '.join(str(found[name]) for name in names)} |"
 
