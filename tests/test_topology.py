@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from test_commands import QUICK, run
 
 from resnest_jax import recipe, topology
-from resnest_jax.dry_run import GIB
+from resnest_jax.dry_run import MIB
 from resnest_jax.errors import InputError
 from resnest_jax.training.collectives import Collective, collectives
 
@@ -166,20 +166,23 @@ def test_step_that_does_not_fit_is_one_line(message, monkeypatch, tmp_path):
     assert report["largest_batch"] == 0
 
 
-def test_estimate_of_a_program_that_is_not_for_tpu():
-    """The figures of the same step on CPU devices: memory as compiled, gradients all-reduced."""
+def test_report_of_a_slice(monkeypatch, tmp_path, capsys):
+    """Of CPU devices: gradients all-reduced once, the longer time, nothing but the report left."""
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     described = topology.Slice("v5e:2x2", topology.CHIPS["v5e"], mesh)
-    built = recipe.build(helpers.tiny_config(parallel__batch_norm="device"), mesh=mesh)
-    found = topology.estimate(built, described, 48)
+    monkeypatch.setattr(topology, "describe_slice", lambda name: described)
+    monkeypatch.setattr(topology, "MOST_COMPILES", 1)
+    config = helpers.tiny_config(parallel__batch_norm="device", batch_size=48)
+    found = topology.dry_run(config, tmp_path, "v5e:2x2")
+    assert "estimates, not a run" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"dry_run"}
+    assert json.loads((tmp_path / "dry_run" / "report.json").read_text()) == found
     assert found["fits"]
-    assert found["images_per_chip"] == 12
-    assert 0 < found["needed_gib"] < 1
-    assert found["exchanged"]["all-reduce"]["mib"] > 0
-    slower = max(found["compute_ms"], found["memory_ms"])
-    assert found["roofline_ms"] == slower
-    params = jax.tree.leaves(built.abstract_variables["params"])
-    size = 4 * sum(leaf.size for leaf in params) / GIB * 1024
+    assert (found["chips"], found["images_per_chip"], found["largest_batch"]) == (4, 12, 48)
+    assert 0 < found["needed_gib"] < found["available_gib"] == 15.75
+    assert found["roofline_ms"] == max(found["compute_ms"], found["memory_ms"])
+    params = jax.tree.leaves(recipe.build(config, mesh=mesh).abstract_variables["params"])
+    size = 4 * sum(leaf.size for leaf in params) / MIB
     assert found["exchanged"]["all-reduce"]["mib"] == pytest.approx(size, rel=0.2)
 
 
