@@ -229,12 +229,19 @@ def _guess(tried: dict[int, dict], parts: int) -> int:
     """Return the images a chip to try next; 0 or one that was tried: the search has ended."""
     fitting = sorted(images for images, found in tried.items() if found["fits"])
     too_many = min(tried.keys() - set(fitting), default=math.inf)
-    if len(fitting) < 2:
-        return _fewer(min(tried) / 2, parts)
-    low, high = fitting[-2:]
-    slope = (tried[high]["needed_gib"] - tried[low]["needed_gib"]) / (high - low)
+    least = min(tried)
+    if not fitting:
+        needed, available = (tried[least][name] for name in ("needed_gib", "available_gib"))
+        return _fewer(least * (0.8 * available / needed if needed else 0.5), parts)
+    if len(tried) == 1:
+        return _fewer(least / 2, parts)
+    high = fitting[-1]
+    other = fitting[-2] if math.isinf(too_many) else int(too_many)
+    more = (tried[other]["needed_gib"] or 0) - tried[high]["needed_gib"]
     room = tried[high]["available_gib"] - tried[high]["needed_gib"]
-    guess = min(high + room / slope, 8 * high) if slope > 0 else 8 * high
+    guess = 8 * high
+    if more * (other - high) > 0:
+        guess = min(guess, high + room * (other - high) / more)
     return _fewer(guess if guess < too_many else (high + too_many) / 2, parts)
 
 
