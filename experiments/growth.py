@@ -162,7 +162,9 @@ def draw(table: dict[str, list[dict[str, Any]]], path: Path) -> None:
             text = f"{label}: {y[0]:.3g} {unit} at {x[0]:.0f}, slope {a:z.2f}"
             axes.plot(x, y / y[0], "o-", color=f"C{i}", label=text)
         values = [row["value"] for row in rows]
-        axes.set(xscale="log", yscale="log")
+        axes.set(xscale="log")
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xticks(values, values)
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -132,7 +132,7 @@ def _draw_batch_sizes(axes, rows: list[dict]) -> None:
         axes.bar_label(axes.bar(places, speeds, width, label=name), fmt="%.3g", fontsize=6)
     axes.set_xticks(range(len(sizes)), sizes)
     axes.set(xlabel="batch size", ylabel="images/s")
-    axes.legend()
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def _of_best(eager: list[list[float]], times: list[float]) -> float:
