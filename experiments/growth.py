@@ -72,6 +72,13 @@ CHOSEN = flags.DEFINE_multi_enum(
 )
 
 
+def axes(train: bool) -> dict[str, tuple[int, ...]]:
+    """Return the values on each axis; batch norms do not train on one image."""
+    if train:
+        return AXES | {"batch_size": AXES["batch_size"][1:]}
+    return {axis: values for axis, values in AXES.items() if axis != "devices"}
+
+
 class Point(NamedTuple):
     """A model, and the side and number of its images."""
 
@@ -114,6 +121,7 @@ def measure_devices(base: Point, model: str, values: tuple[int, ...]) -> list[di
     """Return a row for each number of devices: of a training step, for ten classes."""
     config = default_config("classification")
     config.dataset, config.model.name, config.image_size = "sklearn_digits", model, base.image_size
+    config.steps = config.eval_every_steps = 1
     rows = []
     for count in values:
         print(f"compiling for {count} devices", flush=True)
@@ -175,22 +183,24 @@ def draw(table: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Measure along the axes; print the slopes and write all numbers."""
-    if not TRAIN.value and "devices" in (CHOSEN.value or ()):
+    ranges = axes(TRAIN.value)
+    if not set(CHOSEN.value or ()) <= set(ranges):
         raise InputError("--axis=devices is of training steps alone; give --train too")
     base = Point(create_model(MODEL.value), IMAGE_SIZE.value, BATCH_SIZE.value)
     folder = arguments.local_path(WORKDIR)
     make_folder("--workdir", folder)
     table = {}
-    for axis, values in AXES.items():
-        if axis not in (CHOSEN.value or AXES) or (axis == "devices" and not TRAIN.value):
+    path = folder / ("growth_training" if TRAIN.value else "growth")
+    for axis, values in ranges.items():
+        if axis not in (CHOSEN.value or ranges):
             continue
         if axis == "devices":
             table[axis] = measure_devices(base, MODEL.value, values)
         else:
             points = {value: base.at(axis, value) for value in values}
             table[axis] = measure(axis, points, TRAIN.value, REPEATS.value)
+        write(table, path)
     show(table)
-    write(table, folder / ("growth_training" if TRAIN.value else "growth"))
 
 
 def write(table: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import growth
 from experiments.scaling import devices
-from resnest_jax import create_model
+from resnest_jax import create_model, recipe
 
 
 def small(**fields):
@@ -32,6 +32,12 @@ def test_points_differ_in_one_thing():
     assert base.at("batch_size", 8) == base._replace(batch_size=8)
 
 
+def test_training_has_devices_and_no_batch_of_one():
+    inference, training = growth.axes(False), growth.axes(True)
+    assert set(training) - set(inference) == {"devices"}
+    assert (inference["batch_size"][0], training["batch_size"][0]) == (1, 2)
+
+
 def test_rows_and_files(tmp_path, capsys, monkeypatch):
     base = small()
     axis = "batch_size"
@@ -44,9 +50,13 @@ def test_rows_and_files(tmp_path, capsys, monkeypatch):
     (training,) = growth.measure(axis, {2: base}, True, 2)
     assert training["temporary_mib"] > second["temporary_mib"]
     found = {"temporary_mib": 5.0, "exchanged_mb": 0.0, "gib": 1.0}
-    monkeypatch.setattr(
-        devices, "measure", lambda config, count, images: {"devices": count, **found}
-    )
+
+    def measured(config, count, images):
+        config.batch_size = count * images
+        recipe.build(config)  # raises if the config is not valid
+        return {"devices": count, **found}
+
+    monkeypatch.setattr(devices, "measure", measured)
     table["devices"] = growth.measure_devices(base, "resnest14", (1, 2))
     growth.show(table)
     last = capsys.readouterr().out.splitlines()[-1]
