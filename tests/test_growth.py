@@ -2,6 +2,7 @@
 
 import csv
 
+import jax
 import pytest
 
 from experiments import growth
@@ -52,7 +53,7 @@ def test_rows_and_files(tmp_path, capsys, monkeypatch):
     found = {"temporary_mib": 5.0, "exchanged_mb": 0.0, "gib": 1.0}
 
     def measured(config, count, images):
-        config.batch_size = count * images
+        config.batch_size = jax.device_count() * images
         recipe.build(config)  # raises if the config is not valid
         return {"devices": count, **found}
 
