@@ -72,7 +72,7 @@ CHOSEN = flags.DEFINE_multi_enum(
 )
 
 
-def axes(train: bool) -> dict[str, tuple[int, ...]]:
+def ranges_of(train: bool) -> dict[str, tuple[int, ...]]:
     """Return the values on each axis; batch norms do not train on one image."""
     if train:
         return AXES | {"batch_size": AXES["batch_size"][1:]}
@@ -183,7 +183,7 @@ def draw(table: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Measure along the axes; print the slopes and write all numbers."""
-    ranges = axes(TRAIN.value)
+    ranges = ranges_of(TRAIN.value)
     if not set(CHOSEN.value or ()) <= set(ranges):
         raise InputError("--axis=devices is of training steps alone; give --train too")
     base = Point(create_model(MODEL.value), IMAGE_SIZE.value, BATCH_SIZE.value)

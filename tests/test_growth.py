@@ -34,7 +34,7 @@ def test_points_differ_in_one_thing():
 
 
 def test_training_has_devices_and_no_batch_of_one():
-    inference, training = growth.axes(False), growth.axes(True)
+    inference, training = growth.ranges_of(False), growth.ranges_of(True)
     assert set(training) - set(inference) == {"devices"}
     assert (inference["batch_size"][0], training["batch_size"][0]) == (1, 2)
 

@@ -186,6 +186,7 @@ def _classification(model: ResNeSt, images: jax.Array) -> dict[str, ours.Program
         others=not PROFILE.value,
         torch=TORCH.value,
         compiled=COMPILED.value,
+        head_alone=not (PROFILE.value or PEERS.value),  # neither shows it
     )
 
 

@@ -19,6 +19,7 @@ def programs(
     others: bool,
     torch: bool,
     compiled: bool,
+    head_alone: bool = False,
 ) -> dict[str, Program]:
     """Return name -> program: inference, or training steps, which only we and PyTorch have.
 
@@ -26,6 +27,7 @@ def programs(
       name: of the model.
       others: programs of the other libraries that are installed too.
       torch: PyTorch's among them, with ``compiled`` also compiled.
+      head_alone: also our step that trains only the head.
 
     Raises:
       InputError: if the logits differ; those of training are not compared.
@@ -33,7 +35,7 @@ def programs(
     variables, dtype = random_variables(model, images), np.dtype(model.dtype).name
     expected = None
     if train:
-        made = ours.training(model, images)
+        made = ours.training(model, images, head_alone)
     else:
         made = ours.inference(model, variables, images)
         if others:

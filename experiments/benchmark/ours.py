@@ -79,15 +79,15 @@ def folded(model, variables: dict, *inputs: jax.Array) -> Program:
     return compile_program(folded_model.apply, folded_variables, *inputs)
 
 
-def training(model, images: jax.Array) -> dict[str, Program]:
+def training(model, images: jax.Array, head_alone: bool) -> dict[str, Program]:
     """Return name -> program: the trainer's step with Nesterov SGD, always on the same batch.
 
-    One trains the whole network; one trains only the head, with frozen batch norms.
+    One trains the whole network; ``head_alone`` adds one of the head, with frozen batch norms.
     """
-    return {
-        "as trained": training_step(model, images),
-        "head alone": training_step(model.clone(norm="frozen"), images, HEAD_ALONE),
-    }
+    made = {"as trained": training_step(model, images)}
+    if head_alone:
+        made["head alone"] = training_step(model.clone(norm="frozen"), images, HEAD_ALONE)
+    return made
 
 
 def training_step(model, images: jax.Array, freeze: str = "") -> Program:

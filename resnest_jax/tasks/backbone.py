@@ -5,10 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnest_jax.config import model_fields
 from resnest_jax.errors import InputError
 from resnest_jax.models.zoo import create_model
-from resnest_jax.tasks.checks import check_model, check_parallel_and_pretrained
+from resnest_jax.tasks.checks import check_model, check_parallel_and_pretrained, network_fields
 from resnest_jax.training.distributed import is_main
 from resnest_jax.training.task import Variables
 
@@ -35,13 +34,7 @@ def make_network(config: ConfigDict, num_classes: int, groups: int) -> Any:
     Raises:
       InputError: if the config has another number.
     """
-    fields = model_fields(config)
-    if fields.setdefault("num_classes", num_classes) != num_classes:
-        raise InputError(
-            f"model.num_classes is {fields['num_classes']}, but {config.dataset} has "
-            f"{num_classes} classes; leave it out"
-        )
-    return create_model(**fields, norm_groups=groups)
+    return create_model(**network_fields(config, num_classes), norm_groups=groups)
 
 
 def initial_weights(

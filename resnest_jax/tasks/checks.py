@@ -1,6 +1,7 @@
 """Checks of config keys that several tasks have."""
 
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -66,3 +67,18 @@ def check_model(config: ConfigDict) -> None:
             "model.dtype float16 is not for training, whose small gradients it rounds to 0; use "
             "bfloat16 or float32"
         )
+
+
+def network_fields(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+    """Return the arguments of ``create_model`` for a data set's number of classes.
+
+    Raises:
+      InputError: if the config has another number.
+    """
+    fields = model_fields(config)
+    if fields.setdefault("num_classes", num_classes) != num_classes:
+        raise InputError(
+            f"model.num_classes is {fields['num_classes']}, but {config.dataset} has "
+            f"{num_classes} classes; leave it out"
+        )
+    return fields

@@ -7,7 +7,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnest_jax.config import model_fields
 from resnest_jax.data.batches import Batches
 from resnest_jax.data.decode import decode_image
 from resnest_jax.data.sources import Dataset
@@ -21,6 +20,7 @@ from resnest_jax.tasks.checks import (
     check_model,
     check_parallel_and_pretrained,
     check_source,
+    network_fields,
 )
 from resnest_jax.tasks.class_weights import class_weights
 from resnest_jax.tasks.classification.mixing import Mixing
@@ -76,7 +76,8 @@ def build(
       InputError: if the config does not fit the data set.
     """
     check_source(config, workdir)
-    fields: dict[str, Any] = _model_fields(config, dataset) | {"norm_groups": groups}
+    fields = network_fields(config, len(dataset.class_names))
+    fields["norm_groups"] = groups
     image_sizes = _image_sizes(config.image_size, steps_per_epoch)
     loss = config.loss.to_dict()
     loss["class_weights"] = class_weights(
@@ -98,17 +99,6 @@ def build(
         freeze=_freeze(config),
         layers=LAYERS,
     )
-
-
-def _model_fields(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """Return the arguments of ``create_model``: fields of the config and classes."""
-    fields, num_classes = model_fields(config), len(dataset.class_names)
-    if fields.setdefault("num_classes", num_classes) != num_classes:
-        raise InputError(
-            f"model.num_classes is {fields['num_classes']}, but {config.dataset} has "
-            f"{num_classes} classes; leave it out"
-        )
-    return fields
 
 
 def _image_sizes(sizes: Any, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:
