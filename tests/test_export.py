@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import commands
 import golden
@@ -15,6 +16,7 @@ import pytest
 import resnest_jax
 from resnest_jax.errors import InputError
 from resnest_jax.models.inputs import normalize
+from resnest_jax.models.resnest import PART
 from resnest_jax.weights import stablehlo
 
 SIZE = 64
@@ -71,6 +73,32 @@ def test_folded_model_has_the_same_logits(name):
     folded, folded_variables = resnest_jax.fold(model, variables)
     logits = jax.jit(folded.apply)(folded_variables, images)
     assert relative_error(logits, expected) < 1e-4
+
+
+def test_large_batch_of_a_folded_model_is_worked_in_parts(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    model, variables = golden.build("resnest14", SHALLOW)
+    folded, params = resnest_jax.fold(model, variables)
+    images = golden.images((2 * PART, 32, 32), 1)
+    program = jax.jit(folded.apply)
+    logits = program(params, images)
+    parts = [program(params, images[i : i + PART]) for i in (0, PART)]
+    assert relative_error(logits, np.concatenate(parts)) < 1e-5
+    assert relative_error(logits, np.asarray(jax.jit(model.apply)(variables, images))) < 1e-4
+    temporary = program.lower(params, images).compile().memory_analysis().temp_size_in_bytes
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    whole = jax.jit(lambda *inputs: folded.apply(*inputs)).lower(params, images).compile()
+    assert temporary < 0.75 * whole.memory_analysis().temp_size_in_bytes
+
+
+def test_attention_of_a_large_batch_of_a_folded_model_is_whole(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    model, variables = golden.build("resnest14", SHALLOW)
+    folded, params = resnest_jax.fold(model, variables)
+    images = golden.images((2 * PART, 32, 32), 1)
+    _, state = jax.jit(partial(folded.apply, mutable=["intermediates"]))(params, images)
+    (attention,) = state["intermediates"]["stage1_block1"]["conv2"]["attention"]
+    assert attention.shape == (2 * PART, 2, 64)
 
 
 @pytest.mark.parametrize("name", ["resnest14", "resnet50", "skresnet50"])

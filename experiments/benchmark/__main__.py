@@ -174,7 +174,8 @@ def _peers(sizes: list[int], out: Path | None) -> None:
         seconds = time_calls(calls, REPEATS.value or max(10, 40 // size))
         table += peers.rows(seconds, size)
         del programs, calls  # PyTorch's process ends
-    report.show(table, "benchmark_training" if TRAIN.value else "benchmark", out)
+        # After each size: what is measured stays if the next one is stopped.
+        report.show(table, "benchmark_training" if TRAIN.value else "benchmark", out)
 
 
 def _classification(model: ResNeSt, images: jax.Array) -> dict[str, ours.Program]:
