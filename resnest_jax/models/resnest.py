@@ -284,6 +284,7 @@ class ResNeSt(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
     ) -> jax.Array:
+        _check_images(images)  # here too, so that an error names the whole batch
         if not self._worked_in_parts(images):
             return self._logits(images, train, progress)
         over_parts = nn.scan(
@@ -296,7 +297,7 @@ class ResNeSt(nn.Module):
 
     def _worked_in_parts(self, images: jax.Array) -> bool:
         """Return whether a batch is several parts, which is faster: folded, on one CPU device."""
-        batch = images.shape[0] if images.ndim else 0
+        batch = images.shape[0]
         several = isinstance(batch, int) and batch > PART and batch % PART == 0
         watched = self.is_initializing() or self.is_mutable_collection("intermediates")
         whole = self.norm != "folded" or watched or jax.device_count() > 1
