@@ -13,20 +13,19 @@ from jax import lax
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.attention_units import SelectiveKernel, SqueezeExcitation
-from resnest_jax.models.layers.convolution import Conv, check_implementation, uniform_init
-from resnest_jax.models.layers.normalization import MODES, BatchNorm
-from resnest_jax.models.layers.platforms import check_platform, on_cpu
+from resnest_jax.models.layers.convolution import Conv, uniform_init
+from resnest_jax.models.layers.normalization import BatchNorm
+from resnest_jax.models.layers.platforms import on_cpu
 from resnest_jax.models.layers.pooling import average_pool, max_pool, shortcut_pool
 from resnest_jax.models.layers.regularization import DropBlock, drop_path
 from resnest_jax.models.layers.split_attention import SplitAttention
+from resnest_jax.models.resnest_fields import check_fields
 
 ModuleDef = Callable[..., nn.Module]
 
 EXPANSION = 4  # output channels of a bottleneck / its planes
 MIN_SIZE = 32
-ATTENTIONS = ("split", "se", "sk")
 PART = 8  # images that a folded network works on at a time on CPU: their maps stay in the cache
-DTYPES = ("float32", "bfloat16", "float16", "float64")  # of fewer bits nothing is left
 
 
 class Stem(nn.Module):
@@ -203,7 +202,7 @@ class ResNeSt(nn.Module):
     dtype: Dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -320,49 +319,3 @@ def _check_images(images: jax.Array) -> None:
         raise InputError(
             f"images must be (B, H, W, C) with H, W >= {MIN_SIZE}, C >= 1; got shape {images.shape}"
         )
-
-
-def _check_fields(model: ResNeSt) -> None:
-    minima = {"num_classes": 0, "radix": 0, "cardinality": 1, "bottleneck_width": 1}
-    minima |= {"stem_width": 1, "norm_groups": 1}
-    for field, minimum in minima.items():
-        value = getattr(model, field)
-        if not isinstance(value, int) or value < minimum:
-            raise InputError(f"model field {field} must be an integer >= {minimum}; got {value!r}")
-    for field in ("stage_sizes", "planes"):
-        value = getattr(model, field)
-        four = isinstance(value, tuple) and len(value) == 4
-        if not four or any(not isinstance(n, int) or n < 1 for n in value):
-            raise InputError(f"model field {field} must be four positive integers; got {value!r}")
-    check_implementation(model.implementation)
-    check_platform(model.platform)
-    choices = {"output_stride": (8, 16, 32), "attention": ATTENTIONS, "norm": MODES}
-    choices |= {"frozen_stages": (0, 1, 2, 3, 4)}
-    for field, allowed in choices.items():
-        if (value := getattr(model, field)) not in allowed:
-            raise InputError(f"model field {field} must be one of {allowed}; got {value!r}")
-    for field in ("dropout", "drop_block", "drop_path"):
-        value = getattr(model, field)
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise InputError(f"model field {field} must be in [0, 1); got {value!r}")
-    if not isinstance(model.remat, tuple) or not set(model.remat) <= {1, 2, 3, 4}:
-        raise InputError(f"model field remat must be some of the stages 1 to 4; got {model.remat}")
-    if model.attention != "split" and model.radix:
-        raise InputError(
-            f"model field attention {model.attention!r} needs radix 0; got {model.radix}"
-        )
-    try:
-        known = jnp.dtype(model.dtype).name in DTYPES
-    except TypeError:
-        known = False
-    if not known:
-        raise InputError(f"model field dtype must be one of {DTYPES}; got {model.dtype!r}")
-    groups = max(model.radix, 1) * model.cardinality
-    for planes in model.planes:
-        width = int(planes * model.bottleneck_width / 64) * model.cardinality
-        if width == 0 or width % groups:
-            raise InputError(
-                f"model fields radix {model.radix}, cardinality {model.cardinality}: their "
-                f"{groups} groups must divide the {width} channels that bottleneck_width "
-                f"{model.bottleneck_width} gives at planes {planes}"
-            )
