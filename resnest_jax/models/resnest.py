@@ -284,12 +284,11 @@ class ResNeSt(nn.Module):
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
     ) -> jax.Array:
         _check_images(images)  # here too, so that an error names the whole batch
-        if not self._worked_in_parts(images):
+        if train or not self._worked_in_parts(images):
             return self._logits(images, train, progress)
         over_parts = nn.scan(
             lambda model, carry, part: (carry, model._logits(part, train, progress)),
             variable_broadcast="params",
-            split_rngs={"dropout": True},
         )
         _, logits = over_parts(self, None, images.reshape(-1, PART, *images.shape[1:]))
         return logits.reshape(-1, logits.shape[-1])
