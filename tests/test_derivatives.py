@@ -10,6 +10,7 @@ import pytest
 
 import resnest_jax
 from resnest_jax.models.layers.convolution import conv2d
+from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.pooling import max_pool
 
 TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 3}
@@ -111,3 +112,42 @@ def test_derivative_of_logits_is_that_of_differences():
     before, after = (forward(0.3 + sign * step)[0] for sign in (-1, 1))
     expected = (after - before) / (2 * step)
     np.testing.assert_allclose(forward(0.3)[1], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_batch_norm_has_the_derivatives_of_its_formula(masked):
+    """Gradient, forward mode and second derivative, by x, scale and bias."""
+    x = np.random.default_rng(0).normal(1, 2, (6, 3, 2, 4))
+    mask = jnp.arange(6) % 3 > 0 if masked else None
+    weights = jnp.sin(jnp.arange(x.size).reshape(x.shape))
+
+    def ours(x, scale, bias):
+        variables = {
+            "params": {"scale": scale, "bias": bias},
+            "batch_stats": {"mean": jnp.zeros(4), "var": jnp.ones(4)},
+        }
+        y, updates = BatchNorm(dtype=jnp.float64).apply(
+            variables, x, True, mask, mutable=["batch_stats"]
+        )
+        return jnp.sum(weights * y) + jnp.sum(updates["batch_stats"]["var"] ** 2)
+
+    def formula(x, scale, bias):
+        counted = x if mask is None else x[np.arange(6) % 3 > 0]
+        moments = {"axis": (0, 1, 2), "keepdims": True}
+        distance = x - counted.mean(**moments)
+        y = distance / jnp.sqrt(counted.var(**moments) + 1e-5)
+        y = y * scale.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+        return jnp.sum(weights * y) + jnp.sum((0.9 + 0.1 * counted.var(**moments, ddof=1)) ** 2)
+
+    args = x, jnp.linspace(0.5, 2, 4), jnp.linspace(-1, 1, 4)
+    tangents = jax.tree.map(jnp.cos, args)
+
+    def derivatives(function):
+        gradient = jax.grad(function, (0, 1, 2))
+        forward = jax.jvp(function, args, tangents)
+        return gradient(*args), forward, jax.jvp(gradient, args, tangents)[1]
+
+    for actual, expected in zip(
+        jax.tree.leaves(derivatives(ours)), jax.tree.leaves(derivatives(formula)), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)

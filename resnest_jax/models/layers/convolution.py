@@ -162,7 +162,8 @@ def _fastest_on_cpu(
         return "split"
     # For fewer pixels transforming the kernel takes too long; larger maps do not fit the cache.
     enough = batch * height * width >= 256
-    if enough and group_channels >= 64 and height * width <= 64**2:
+    both = group_channels, kernel_shape[-1] // groups
+    if enough and min(both) >= 32 and max(both) >= 64 and height * width <= 128**2:
         return "winograd"
     return "split,split,winograd" if enough and group_channels >= 24 else "split"
 
