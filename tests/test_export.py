@@ -79,7 +79,7 @@ def test_large_batch_of_a_folded_model_is_worked_in_parts(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     model, variables = golden.build("resnest14", SHALLOW)
     folded, params = resnest_jax.fold(model, variables)
-    images = golden.images((2 * PART, 32, 32), 1)
+    images = golden.images((2 * PART, 64, 64), 1)
     program = jax.jit(folded.apply)
     logits = program(params, images)
     parts = [program(params, images[i : i + PART]) for i in (0, PART)]

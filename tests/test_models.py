@@ -15,6 +15,7 @@ from resnest_jax.models import zoo
 from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.regularization import DropBlock, drop_path
+from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.weights import torch_names
 
 
@@ -91,6 +92,26 @@ def test_small_models_compute():
         before, after = variables["batch_stats"], updates["batch_stats"]
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
         assert all(jax.tree.leaves(moved))
+
+
+def test_equal_blocks_are_traced_once_in_training(monkeypatch):
+    """Else each is, so that ``nn.tabulate`` and interceptors see all of them."""
+    traced = []
+    shortcut = Bottleneck._shortcut
+
+    def record(block, *args):
+        traced.append(block.name)
+        return shortcut(block, *args)
+
+    model = resnest_jax.create_model("resnest50", stage_sizes=(3, 4, 1, 1))
+    variables = init_shapes(model)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    monkeypatch.setattr(Bottleneck, "_shortcut", record)
+    for train, count in ((True, 6), (False, 9)):
+        traced.clear()
+        apply = partial(model.apply, train=train, mutable=["batch_stats"])
+        jax.eval_shape(apply, variables, images)
+        assert len(traced) == count
 
 
 def test_dropout_and_no_head():

@@ -273,8 +273,10 @@ class ResNeSt(nn.Module):
             x = lax.stop_gradient(x)
         endpoints = {"c1": x}
         x = max_pool(x, self.platform)
+        train_block = nn.jit(_train_block)
         for name, _ in self.block_settings():
-            x = getattr(self, name)(x, train, progress)
+            block = getattr(self, name)
+            x = train_block(block, x, progress) if train else block(x, False, progress)
             if stage_of(name) <= self.frozen_stages:
                 x = lax.stop_gradient(x)
             endpoints[f"c{stage_of(name) + 1}"] = x
@@ -306,6 +308,11 @@ class ResNeSt(nn.Module):
         x = jnp.mean(x, (1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         x = self.head_dropout(x, deterministic=not train)
         return self.head(x) if self.num_classes else x
+
+
+def _train_block(block: nn.Module, x: jax.Array, progress: jax.Array | float) -> jax.Array:
+    """Call a block in training; with ``nn.jit`` JAX traces equal blocks once, XLA inlines them."""
+    return block(x, True, progress)
 
 
 def stage_of(block: str) -> int:
