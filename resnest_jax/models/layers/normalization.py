@@ -132,10 +132,9 @@ def _normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array
 
 @_normalize.defjvp
 def _normalize_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (x, mean, factor, bias), (dx, dmean, dfactor, dbias) = primals, tangents
-    distance = x.astype(_wide(x)) - mean
-    dy = dx.astype(_wide(x)) * factor + distance * dfactor + (dbias - dmean * factor)
-    return distance * factor + bias, dy
+    (x, mean, factor, _), (dx, dmean, dfactor, dbias) = primals, tangents
+    dy = dx.astype(_wide(x)) * factor + (x.astype(_wide(x)) - mean) * dfactor
+    return _normalize(*primals), dy + (dbias - dmean * factor)
 
 
 def _wide(x: jax.Array) -> jnp.dtype:
