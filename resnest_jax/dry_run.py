@@ -52,11 +52,18 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
         reasons in one line.
     """
     run, report, batch, problems = check_data(config, workdir)
-    compiled, memory = compile_step(run)
+    lowered = lower_for(run, run.options.batch_size)
+    least = _peak_seconds(lowered)
+    # The processes communicate in a step, so all must run the same number of steps.
+    measured = _agreed(least < PEAK_SECONDS)
+    compiled, memory = _compile(lowered) if measured else _compile_to_read(lowered)
     report |= show("memory per device, GiB", memory)
     fits = memory.get("needed_gib", 0) <= memory.get("available_gib", 0)
     if fits:
-        report |= show("step", _measure_step(run, batch, compiled))
+        seconds = _measure_step(run, batch, compiled) if measured else least
+        rate = {STEP_RATE if measured else STEP_RATE_BOUND: run.options.batch_size / seconds}
+        rounded = {name: round(value, 1) for name, value in rate.items()}
+        report |= show("step", rounded | {"step_seconds": round(seconds, 3)})
         step_rate = report.get(STEP_RATE) or report[STEP_RATE_BOUND]
         report |= show("limited", {"by": "input" if report[INPUT_RATE] < step_rate else "step"})
         slower = min(report[INPUT_RATE], step_rate)
@@ -173,8 +180,28 @@ def _measure_input(config: ConfigDict, folder: Path) -> tuple[HostBatch, dict]:
 
 def compile_step(run: Run) -> tuple[jax.stages.Compiled, dict]:
     """Compile the training step; return it with the memory needed and available per device."""
+    return _compile(lower_for(run, run.options.batch_size))
+
+
+def _compile_to_read(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, dict]:
+    """Compile a program that is not run: on CPU with slow machine code, and so in less time."""
+    if jax.default_backend() != "cpu":
+        return _compile(lowered)
+    key = "jax_persistent_cache_min_compile_time_secs"
+    least = getattr(jax.config, key)
+    # From the cache, XLA:CPU loads a large program in more time than it takes to compile it.
+    jax.config.update(key, math.inf)
+    try:
+        return _compile(lowered, {"xla_backend_optimization_level": "0"})
+    finally:
+        jax.config.update(key, least)
+
+
+def _compile(
+    lowered: jax.stages.Lowered, options: dict[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, dict]:
     begun = time.perf_counter()
-    compiled = compile_for(run, run.options.batch_size)
+    compiled = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - begun
     analysis = compiled.memory_analysis()
     if analysis is None:  # on some backends
@@ -186,10 +213,9 @@ def compile_step(run: Run) -> tuple[jax.stages.Compiled, dict]:
     }
 
 
-def compile_for(run: Run, batch_size: int) -> jax.stages.Compiled:
-    """Compile the training step of a run for its largest batch, but of so many images."""
-    batch = abstract_batch(run, batch_size)
-    return jit_train_step(run).lower(abstract_state(run), batch).compile()
+def lower_for(run: Run, batch_size: int) -> jax.stages.Lowered:
+    """Lower the training step of a run for its largest batch, but of so many images."""
+    return jit_train_step(run).lower(abstract_state(run), abstract_batch(run, batch_size))
 
 
 def needed_bytes(analysis: Any) -> int:
@@ -246,29 +272,29 @@ def _disk(run: Run, config: ConfigDict, workdir: Path) -> dict:
     }
 
 
-def _measure_step(run: Run, batch: HostBatch, compiled: jax.stages.Compiled) -> dict:
-    """Measure the images per second of the step, or bound them by its FLOPs if it is slow."""
-    analysis = compiled.cost_analysis() or {}
+def _peak_seconds(lowered: jax.stages.Lowered) -> float:
+    """Return the seconds of a step at the speed of a matrix product: no step takes less."""
+    analysis: Any = lowered.cost_analysis() or {}
     seconds = analysis.get("flops", 0.0) / _matmul_rate()
     if jax.default_backend() == "cpu":
         seconds *= jax.local_device_count()  # CPU devices share the cores
-    # The processes communicate in a step, so all must run the same number of steps.
-    measured = _agreed(seconds < PEAK_SECONDS)
-    if measured:
-        state = initial_state(dataclasses.replace(run, pretrained=None))
-        full = shard(_fill(abstract_batch(run), batch), run.mesh)
-        times = []
-        while not times or _agreed(len(times) < 4 and sum(times) < STEP_SECONDS):
-            begun = time.perf_counter()
-            state, metrics = compiled(state, full)
-            loss = float(metrics["loss"])
-            times.append(time.perf_counter() - begun)
-            if not math.isfinite(loss):
-                look = "at the learning rate" if times[1:] else "at the data and the first weights"
-                raise InputError(f"the loss of step {len(times)} is {loss}; look {look}")
-        seconds = min(times)
-    rate = STEP_RATE if measured else STEP_RATE_BOUND
-    return {rate: round(run.options.batch_size / seconds, 1), "step_seconds": round(seconds, 3)}
+    return seconds
+
+
+def _measure_step(run: Run, batch: HostBatch, compiled: jax.stages.Compiled) -> float:
+    """Return the seconds of the fastest step of some."""
+    state = initial_state(dataclasses.replace(run, pretrained=None))
+    full = shard(_fill(abstract_batch(run), batch), run.mesh)
+    times = []
+    while not times or _agreed(len(times) < 4 and sum(times) < STEP_SECONDS):
+        begun = time.perf_counter()
+        state, metrics = compiled(state, full)
+        loss = float(metrics["loss"])
+        times.append(time.perf_counter() - begun)
+        if not math.isfinite(loss):
+            look = "at the learning rate" if times[1:] else "at the data and the first weights"
+            raise InputError(f"the loss of step {len(times)} is {loss}; look {look}")
+    return min(times)
 
 
 def _fill(specs: dict[str, jax.ShapeDtypeStruct], batch: HostBatch) -> HostBatch:

@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
-from resnest_jax.dry_run import GIB, MIB, check_data, compile_for, finish, needed_bytes, show
+from resnest_jax.dry_run import GIB, MIB, check_data, finish, lower_for, needed_bytes, show
 from resnest_jax.errors import InputError, one_line
 from resnest_jax.training.collectives import Collective, collectives
 from resnest_jax.training.run import Run
@@ -136,7 +136,7 @@ def estimate(run: Run, described: Slice, batch_size: int) -> dict:
     chips, chip, parts = described.mesh.size, described.chip, run.options.accumulate
     found: dict = {"batch_size": batch_size, "images_per_chip": batch_size // chips}
     try:
-        compiled = compile_for(run, batch_size)
+        compiled = lower_for(run, batch_size).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -101,3 +101,13 @@ def test_preview_and_prepare_commands(tmp_path):
     assert list((tmp_path / "tfds" / "sklearn_digits").rglob("*.array_record*"))
     imagenet = run("prepare", "--dataset=imagenet2012", f"--data_dir={tmp_path}/tfds")
     assert_one_line(imagenet, "imagenet2012", "ILSVRC2012_img_train.tar")
+
+
+def test_dry_run_does_not_run_a_slow_step_but_knows_its_memory(tmp_path, monkeypatch):
+    measured = dry_run.dry_run(helpers.tiny_config(), tmp_path / "fast")
+    monkeypatch.setattr(dry_run, "PEAK_SECONDS", 0)
+    monkeypatch.setattr(dry_run, "_measure_step", None)
+    bound = dry_run.dry_run(helpers.tiny_config(), tmp_path / "slow")
+    assert bound["needed_gib"] == measured["needed_gib"] > 0
+    assert "step_images_per_second" not in bound
+    assert bound["step_images_per_second_at_most"] > 0

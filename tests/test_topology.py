@@ -154,7 +154,7 @@ def test_step_that_does_not_fit_is_one_line(message, monkeypatch, tmp_path):
 
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     described = topology.Slice("v5e:2x2", topology.CHIPS["v5e"], mesh)
-    monkeypatch.setattr(topology, "compile_for", fail)
+    monkeypatch.setattr(topology, "lower_for", fail)
     monkeypatch.setattr(topology, "describe_slice", lambda name: described)
     with pytest.raises(InputError, match=r"batch_size 240 does not fit v5e:2x2: .*20\.06G") as e:
         topology.dry_run(helpers.tiny_config(), tmp_path, "v5e:2x2")

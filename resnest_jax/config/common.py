@@ -45,7 +45,7 @@ def common_keys() -> dict[str, Any]:
             "shard_optimizer": False,  # shard the optimiser's state over the devices
         },
         "loader": {
-            "workers": 0,  # processes that read images; 0: threads of the trainer
+            "workers": 0,  # processes that read, at most one per core; 0: threads of the trainer
             "max_unreadable": 0,  # unreadable images to skip before the run stops
         },
         "checkpoint": {

@@ -84,8 +84,9 @@ def train_batches(
 
     Args:
       elements: endless; random transforms draw by index, so that they do not depend on the host.
-      workers: worker processes; 0 loads in threads of this process. With workers, the main
-        program must be importable without side effects (an ``if __name__ == "__main__"`` guard).
+      workers: worker processes, at most one per core; 0 loads in threads of this process. With
+        workers, the main program must be importable without side effects (an
+        ``if __name__ == "__main__"`` guard).
 
     Returns:
       A generator of dicts of stacked elements, B = shard.size. ``close()`` stops the workers.
@@ -187,6 +188,7 @@ def _read(chunks: _Chunks, shard: HostShard, workers: int) -> HostBatches:
     """
     if workers < 0:
         raise InputError(f"loader.workers must not be negative; got {workers}")
+    workers = min(workers, _cores())  # more would only take long to start
     # Twice as many chunks as threads in memory, to keep the threads busy while the first is slow.
     threads = min(16, max(1, _cores() // max(1, workers)))
     dataset = chunks.to_iter_dataset(
