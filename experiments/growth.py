@@ -167,7 +167,7 @@ def draw(table: dict[str, list[dict[str, Any]]], path: Path) -> None:
             if (a := slope(rows, column)) is None:
                 continue
             x, y = _points(rows, column).T
-            text = f"{label}: {y[0]:.3g} {unit} at {x[0]:.0f}, slope {a:z.2f}"
+            text = f"{label}: {y[0]:.4g} {unit} at {x[0]:.0f}, slope {a:z.2f}"
             axes.plot(x, y / y[0], "o-", color=f"C{i}", label=text)
         values = [row["value"] for row in rows]
         axes.set(xscale="log")
