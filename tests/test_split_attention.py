@@ -109,6 +109,16 @@ def direct_convolution(x, kernel, strides, dilation, groups):
     return out
 
 
+@pytest.mark.parametrize(("groups", "convolutions"), [(1, 1), (2, 2), (8, 8), (16, 1)])
+def test_convolution_for_tpu_is_split_into_up_to_eight(groups, convolutions):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 32))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 32 // groups, 48))
+    convolve = partial(conv2d, groups=groups, platform="tpu")
+    assert str(jax.make_jaxpr(convolve)(x, kernel)).count("conv_general_dilated[") == convolutions
+    expected = conv2d(x, kernel, groups=groups, implementation="grouped")
+    np.testing.assert_allclose(convolve(x, kernel), expected, rtol=1e-5, atol=1e-4)
+
+
 def test_radix_that_does_not_divide_is_named():
     x = jnp.zeros((2, 8, 8, 16))
     with pytest.raises(InputError, match=r"3 groups.* must divide the 16 input"):

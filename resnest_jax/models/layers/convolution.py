@@ -14,7 +14,7 @@ from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
 from resnest_jax.models.layers.dilation import by_taps, on_phases
 from resnest_jax.models.layers.linear import tangent_of
-from resnest_jax.models.layers.platforms import ONNX, on_cpu
+from resnest_jax.models.layers.platforms import ONNX, target
 
 IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches", "taps")
 
@@ -109,7 +109,7 @@ def conv2d(
       ``patches``: the pixels under the kernel concatenated, and one matrix product per group;
       ``taps``: the sum of a matrix product per entry of the kernel and group, for one without
         strides; ``split`` for others;
-      ``auto``: the one measured to be fastest on ``platform``, see ``_fastest_on_cpu``.
+      ``auto``: the fastest on ``platform``: measured on CPU, XLA's estimate for TPU.
     Three names, such as ``"split,split,winograd"``, select those of forward, input gradient and
     kernel gradient. A 1x1 convolution is always one matrix product per group, but for platform
     ``onnx`` a convolution.
@@ -122,8 +122,7 @@ def conv2d(
         return _pointwise(x[:, ::strides, ::strides], kernel[0, 0], groups)
     settings = (strides, dilation, groups)
     if implementation == "auto":
-        cpu = on_cpu(platform)
-        implementation = _fastest_on_cpu(x, kernel.shape, *settings) if cpu else "grouped"
+        implementation = _fastest(x, kernel.shape, *settings, target(platform))
     if "," in implementation:
         return _mixed(x, kernel, settings, tuple(implementation.split(",")))
     return _run(x, kernel, settings, implementation)
@@ -140,12 +139,19 @@ def check_implementation(implementation: str) -> None:
         )
 
 
-def _fastest_on_cpu(
-    x: jax.Array, kernel_shape: tuple[int, ...], strides: int, dilation: int, groups: int
+def _fastest(
+    x: jax.Array,
+    kernel_shape: tuple[int, ...],
+    strides: int,
+    dilation: int,
+    groups: int,
+    platform: str,
 ) -> str:
-    """Choose for a shape, as measured by ``python -m experiments.benchmark --layers --train``."""
-    if groups > 8:
+    """Choose for a shape, as ``experiments.benchmark --layers`` and ``experiments.scaling`` say."""
+    if groups > 8 or platform not in ("cpu", "tpu"):
         return "grouped"
+    if platform == "tpu":
+        return "split"
     batch, height, width, in_channels = x.shape
     kernel_size, _, group_channels, _ = kernel_shape
     if in_channels <= 4 and kernel_size == 3:

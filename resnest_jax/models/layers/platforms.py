@@ -8,9 +8,14 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 ONNX = "onnx"  # not for running: only convolutions and windows, which ONNX has operators for
 
 
+def target(platform: str | None) -> str:
+    """Return the platform; None is JAX's default backend at the time of the call."""
+    return platform or jax.default_backend()
+
+
 def on_cpu(platform: str | None) -> bool:
-    """Return whether the platform is CPU; None is JAX's default backend at the time of the call."""
-    return (platform or jax.default_backend()) == "cpu"
+    """Return whether the target platform is CPU."""
+    return target(platform) == "cpu"
 
 
 def check_platform(platform: str | None) -> None:
