@@ -61,12 +61,11 @@ def dry_run(config: ConfigDict, workdir: Path) -> dict:
     fits = memory.get("needed_gib", 0) <= memory.get("available_gib", 0)
     if fits:
         seconds = _measure_step(run, batch, compiled) if measured else least
-        rate = {STEP_RATE if measured else STEP_RATE_BOUND: run.options.batch_size / seconds}
-        rounded = {name: round(value, 1) for name, value in rate.items()}
-        report |= show("step", rounded | {"step_seconds": round(seconds, 3)})
-        step_rate = report.get(STEP_RATE) or report[STEP_RATE_BOUND]
-        report |= show("limited", {"by": "input" if report[INPUT_RATE] < step_rate else "step"})
-        slower = min(report[INPUT_RATE], step_rate)
+        rate = run.options.batch_size / seconds
+        name = STEP_RATE if measured else STEP_RATE_BOUND
+        report |= show("step", {name: round(rate, 1), "step_seconds": round(seconds, 3)})
+        report |= show("limited", {"by": "input" if report[INPUT_RATE] < rate else "step"})
+        slower = min(report[INPUT_RATE], rate)
         images = run.options.total_steps * run.options.batch_size
         report |= show("training", {"hours": round(images / slower / 3600, 2)})
     else:
