@@ -111,3 +111,9 @@ def test_dry_run_does_not_run_a_slow_step_but_knows_its_memory(tmp_path, monkeyp
     assert bound["needed_gib"] == measured["needed_gib"] > 0
     assert "step_images_per_second" not in bound
     assert bound["step_images_per_second_at_most"] > 0
+
+
+def test_dry_run_of_a_very_slow_step_still_says_the_hours(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "_peak_seconds", lambda lowered: 1e4)  # 0.024 images a second
+    report = dry_run.dry_run(helpers.tiny_config(), tmp_path)
+    np.testing.assert_allclose(report["hours"], report["steps"] * 1e4 / 3600, rtol=1e-3)
