@@ -11,7 +11,7 @@ import pytest
 import resnest_jax
 from resnest_jax.models.layers.convolution import conv2d
 from resnest_jax.models.layers.normalization import BatchNorm
-from resnest_jax.models.layers.pooling import max_pool
+from resnest_jax.models.layers.pooling import average_pool, max_pool
 
 TINY = {"planes": (8, 8, 8, 8), "stem_width": 4, "num_classes": 3}
 
@@ -27,9 +27,10 @@ def layers(implementation, x, kernel):
     """Convolve and pool: by one implementation, or by XLA's own operations."""
     if implementation == "xla":
         x = conv2d(x, kernel, groups=2, implementation="grouped")
-        return nn.max_pool(jnp.sin(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        window = (3, 3), (2, 2), ((1, 1), (1, 1))
+        return nn.max_pool(nn.avg_pool(jnp.sin(x), *window), *window)
     x = conv2d(x, kernel, groups=2, implementation=implementation)
-    return max_pool(jnp.sin(x), "cpu")
+    return max_pool(average_pool(jnp.sin(x), 2, "cpu"), "cpu")
 
 
 def derivatives(implementation, x, kernel, dx, dkernel):

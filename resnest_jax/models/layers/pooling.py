@@ -3,14 +3,14 @@
 ``platform`` is the target platform, see ``layers.platforms.on_cpu``.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnest_jax.models.layers.linear import tangent_of
+from resnest_jax.models.layers.linear import linear, tangent_of
 from resnest_jax.models.layers.platforms import on_cpu
 
 WINDOW = [(i, j) for i in range(3) for j in range(3)]
@@ -30,7 +30,8 @@ def max_pool(x: jax.Array, platform: str | None = None) -> jax.Array:
 def average_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
     """Apply the 3x3 average pool of AVD; its padding of one pixel counts in the mean."""
     if on_cpu(platform):
-        return reduce(jnp.add, _windows(x, strides, 0)) / 9
+        mean, transpose = partial(_mean, strides=strides), partial(_spread, size=x.shape[1:3])
+        return linear(mean, mean if strides == 1 else transpose, (), x)
     return nn.avg_pool(x, (3, 3), (strides, strides), PADDING)
 
 
@@ -48,6 +49,31 @@ def _windows(x: jax.Array, strides: int, fill: float) -> list[jax.Array]:
     height, width = ((size - 1) // strides * strides + 1 for size in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
     return [x[:, i : i + height : strides, j : j + width : strides] for i, j in WINDOW]
+
+
+def _mean(x: jax.Array, strides: int) -> jax.Array:
+    return reduce(jnp.add, _windows(x, strides, 0)) / 9
+
+
+def _spread(dy: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Apply the transpose of ``_mean`` at stride 2; JAX's would store nine padded maps."""
+    here, right, below, diagonal = _corners(dy / 9, 0)
+    rows = (here, here + right), (here + below, here + right + below + diagonal)
+    return _join(rows, size)
+
+
+def _corners(y: jax.Array, fill: float) -> list[jax.Array]:
+    """Return y, and y moved by one to the left, up and both: its windows on an odd pixel."""
+    rows, columns = y.shape[1:3]
+    y = jnp.pad(y, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=fill)
+    return [y[:, i : i + rows, j : j + columns] for i in (0, 1) for j in (0, 1)]
+
+
+def _join(rows: tuple, size: tuple[int, int]) -> jax.Array:
+    """Join the pixels of even and odd rows and columns to one map of this size."""
+    y = jnp.stack([jnp.stack(row, 3) for row in rows], 2)
+    batch, height, _, width, _, channels = y.shape
+    return y.reshape(batch, 2 * height, 2 * width, channels)[:, : size[0], : size[1]]
 
 
 @jax.custom_jvp
@@ -82,17 +108,13 @@ def _pixels_of_maxima(x: jax.Array, dx: jax.Array) -> jax.Array:
 
 def _max_pool_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Gather, for every pixel, from the one, two or four windows around it, by its parity."""
-    first = _places_of_maxima(x)
-    batch, rows, columns, channels = dy.shape
-    beyond = ((0, 0), (0, 1), (0, 1), (0, 0))
-    dy, first = jnp.pad(dy, beyond), jnp.pad(first, beyond, constant_values=-1)
+    firsts = _corners(_places_of_maxima(x), -1)
+    pairs = list(zip(firsts, _corners(dy, 0), strict=True))
 
-    def gather(down: int, right: int, place: int) -> jax.Array:
-        window = (slice(None), slice(down, down + rows), slice(right, right + columns))
-        return jnp.where(first[window] == place, dy[window], 0)
+    def gather(window: int, place: int) -> jax.Array:
+        first, dy = pairs[window]
+        return jnp.where(first == place, dy, 0)
 
-    even = jnp.stack([gather(0, 0, 4), gather(0, 0, 5) + gather(0, 1, 3)], 3)
-    corners = gather(0, 0, 8) + gather(0, 1, 6) + gather(1, 0, 2) + gather(1, 1, 0)
-    odd = jnp.stack([gather(0, 0, 7) + gather(1, 0, 1), corners], 3)
-    dx = jnp.stack([even, odd], 2).reshape(batch, 2 * rows, 2 * columns, channels)
-    return dx[:, : x.shape[1], : x.shape[2]]
+    even = gather(0, 4), gather(0, 5) + gather(1, 3)
+    odd = gather(0, 7) + gather(2, 1), gather(0, 8) + gather(1, 6) + gather(2, 2) + gather(3, 0)
+    return _join((even, odd), x.shape[1:3])
