@@ -85,7 +85,7 @@ def test_convolution_implementations_agree(groups, size, strides, dilation):
 
     of_xla = value_and_gradients("grouped")
     np.testing.assert_allclose(of_xla[0], expected, rtol=1e-4, atol=1e-4)
-    for implementation in ("split", "patches", "taps", "auto", "split,winograd,grouped"):
+    for implementation in ("split", "padded", "patches", "taps", "auto", "split,winograd,grouped"):
         for a, b in zip(value_and_gradients(implementation), of_xla, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 

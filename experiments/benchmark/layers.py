@@ -17,7 +17,7 @@ from resnest_jax.models.layers.convolution import IMPLEMENTATIONS, Conv, conv2d
 from resnest_jax.models.layers.winograd import exists
 
 # Implementations of the forward pass, the input gradient and the kernel gradient.
-MIXED = ("split,split,winograd", "split,winograd,winograd")
+MIXED = ("padded,padded,winograd", "padded,winograd,winograd")
 
 RESULT = "result"  # in place of a layout: the program that returns a sample of the results
 EVERY = 97  # value of the results is in the sample: a prime, so all channels and pixels take part

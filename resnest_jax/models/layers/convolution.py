@@ -13,10 +13,10 @@ from jax import lax
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
 from resnest_jax.models.layers.dilation import by_taps, on_phases
-from resnest_jax.models.layers.linear import tangent_of
+from resnest_jax.models.layers.linear import linear, tangent_of
 from resnest_jax.models.layers.platforms import ONNX, target
 
-IMPLEMENTATIONS = ("grouped", "split", "winograd", "patches", "taps")
+IMPLEMENTATIONS = ("grouped", "split", "padded", "winograd", "patches", "taps")
 
 # The authors' initialisation: a normal that is not truncated, fan-out k * k * features.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -104,13 +104,16 @@ def conv2d(
       ``grouped``: XLA's own grouped convolution;
       ``split``: one dense convolution per group, which is on XLA:CPU's fast path forward and
         backward;
+      ``padded``: the same with one row of padding more, whose output is dropped, for one without
+        strides and with an odd kernel: XLA:CPU then uses all cores for narrow outputs too;
+        ``split`` for others and for the kernel gradient;
       ``winograd``: Winograd's algorithm per group (``layers.winograd``) for 3x3 without strides, on
         every d-th pixel if it is dilated; ``split`` for others;
       ``patches``: the pixels under the kernel concatenated, and one matrix product per group;
       ``taps``: the sum of a matrix product per entry of the kernel and group, for one without
         strides; ``split`` for others;
       ``auto``: the fastest on ``platform``: measured on CPU, XLA's estimate for TPU.
-    Three names, such as ``"split,split,winograd"``, select those of forward, input gradient and
+    Three names, such as ``"padded,padded,winograd"``, select those of forward, input gradient and
     kernel gradient. A 1x1 convolution is always one matrix product per group, but for platform
     ``onnx`` a convolution.
 
@@ -123,6 +126,8 @@ def conv2d(
     settings = (strides, dilation, groups)
     if implementation == "auto":
         implementation = _fastest(x, kernel.shape, *settings, target(platform))
+    if implementation == "padded":  # XLA:CPU has a fast kernel gradient for equal padding only
+        implementation = "padded,padded,split"
     if "," in implementation:
         return _mixed(x, kernel, settings, tuple(implementation.split(",")))
     return _run(x, kernel, settings, implementation)
@@ -157,7 +162,7 @@ def _fastest(
     if in_channels <= 4 and kernel_size == 3:
         return "patches"
     if not isinstance(height, int) or not isinstance(width, int):  # symbolic, in an export
-        return "split"
+        return "padded"
     precise = x.dtype == jnp.float32  # sums of products would lose bits of smaller dtypes
     if precise and kernel_size == 3 and strides == 1 and _few_taps(height, width, dilation):
         return "taps"
@@ -165,13 +170,13 @@ def _fastest(
     fixed = isinstance(batch, int)  # the batch of an export is symbolic
     allowed = one_device and fixed and precise
     if not (allowed and winograd.exists(kernel_shape, strides)):
-        return "split"
+        return "padded"
     # For fewer pixels transforming the kernel takes too long; larger maps do not fit the cache.
     enough = batch * height * width >= 256
     both = group_channels, kernel_shape[-1] // groups
     if enough and min(both) >= 32 and max(both) >= 64 and height * width <= 128**2:
         return "winograd"
-    return "split,split,winograd" if enough and group_channels >= 24 else "split"
+    return "padded,padded,winograd" if enough and group_channels >= 24 else "padded"
 
 
 def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) -> jax.Array:
@@ -186,6 +191,8 @@ def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) 
     form = partial(
         _patches if implementation == "patches" else _direct, strides=strides, dilation=dilation
     )
+    if implementation == "padded" and strides == 1 and kernel.shape[0] % 2:
+        form = partial(_padded, dilation=dilation)
     if implementation == "taps" and strides == 1:
         form = partial(by_taps, dilation=dilation)
     if groups == 1:
@@ -237,6 +244,27 @@ def _direct(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _padded(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Convolve with more output rows than input rows, which XLA:CPU's YNN, on one core, cannot."""
+    pad = dilation * (kernel.shape[0] - 1) // 2
+
+    def convolve(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(1, 1),
+            padding=((pad, pad + 1), (pad, pad)),
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y[:, : x.shape[1]]
+
+    def transpose(kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return convolve(kernel[::-1, ::-1].swapaxes(2, 3), dy)
+
+    return linear(convolve, transpose, (kernel,), x)
 
 
 def _few_taps(height: int, width: int, dilation: int) -> bool:
