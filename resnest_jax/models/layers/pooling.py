@@ -55,7 +55,7 @@ def _mean(x: jax.Array, strides: int) -> jax.Array:
     return reduce(jnp.add, _windows(x, strides, 0)) / 9
 
 
-def _spread(dy: jax.Array, size: tuple[int, int]) -> jax.Array:
+def _spread(dy: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Apply the transpose of ``_mean`` at stride 2; JAX's would store nine padded maps."""
     here, right, below, diagonal = _corners(dy / 9, 0)
     rows = (here, here + right), (here + below, here + right + below + diagonal)
@@ -69,7 +69,7 @@ def _corners(y: jax.Array, fill: float) -> list[jax.Array]:
     return [y[:, i : i + rows, j : j + columns] for i in (0, 1) for j in (0, 1)]
 
 
-def _join(rows: tuple, size: tuple[int, int]) -> jax.Array:
+def _join(rows: tuple, size: tuple[int, ...]) -> jax.Array:
     """Join the pixels of even and odd rows and columns to one map of this size."""
     y = jnp.stack([jnp.stack(row, 3) for row in rows], 2)
     batch, height, _, width, _, channels = y.shape
