@@ -87,10 +87,8 @@ def winograd_convolutions(model: ResNeSt) -> list[tuple[Path, int]]:
     """Return path and groups of the convolutions for which Winograd is fastest on CPU."""
     found = []
     for block, settings in model.block_settings():
-        groups, width = settings["radix"] * settings["cardinality"], settings["width"]
+        groups = settings["radix"] * settings["cardinality"]
         strides = 1 if settings["avd"] else settings["strides"]
-        if not groups or not strides == settings["dilation"] == 1:
-            continue
-        if winograd.pays(width // groups, width // settings["cardinality"]):
+        if groups and settings["width"] // groups >= 64 and strides == settings["dilation"] == 1:
             found.append(((block, "conv2", "conv"), groups))
     return found

@@ -173,8 +173,8 @@ def _fastest(
         return "padded"
     # For fewer pixels transforming the kernel takes too long; larger maps do not fit the cache.
     enough = batch * height * width >= 256
-    pays = winograd.pays(group_channels, kernel_shape[-1] // groups)
-    if enough and pays and height * width <= 128**2:
+    both = group_channels, kernel_shape[-1] // groups
+    if enough and min(both) >= 32 and max(both) >= 64 and height * width <= 128**2:
         return "winograd" if height * width <= 64**2 else "padded,winograd,winograd"
     return "padded,padded,winograd" if enough and group_channels >= 24 else "padded"
 

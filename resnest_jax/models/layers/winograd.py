@@ -30,11 +30,6 @@ def exists(kernel_shape: tuple[int, ...], strides: int) -> bool:
     return kernel_shape[:2] == (3, 3) and strides == 1
 
 
-def pays(in_channels: int, out_channels: int) -> bool:
-    """Return whether a group has so many channels that products take longer than transforms."""
-    return min(in_channels, out_channels) >= 32 and max(in_channels, out_channels) >= 64
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def conv3x3(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
     """Convolve (B, H, W, C_in) with (3, 3, C_in / groups, C_out); stride and padding 1."""
