@@ -28,11 +28,15 @@ def _draw(rng, shape):
             lambda x: nn.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1))),
         ),
         (
+            lambda x: average_pool(x, 3),
+            lambda x: nn.avg_pool(x, (3, 3), (3, 3), ((1, 1), (1, 1))),
+        ),
+        (
             lambda x: shortcut_pool(x, 2),
             lambda x: nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False),
         ),
     ],
-    ids=["max", "average_2", "average_1", "shortcut"],
+    ids=["max", "average_2", "average_1", "average_3", "shortcut"],
 )
 def test_pools_and_their_gradients_are_those_of_flax(ours, flax, size):
     rng = np.random.default_rng(0)

@@ -231,15 +231,15 @@ _mixed.defjvp(_mixed_jvp, symbolic_zeros=True)
 
 
 def _direct(
-    x: jax.Array, kernel: jax.Array, strides: int, dilation: int, groups: int = 1
+    x: jax.Array, kernel: jax.Array, strides: int, dilation: int, groups: int = 1, below: int = 0
 ) -> jax.Array:
-    """Convolve with XLA's own convolution."""
+    """Convolve with XLA's own convolution; ``below`` is the number of output rows more."""
     pad = dilation * (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(strides, strides),
-        padding=((pad, pad), (pad, pad)),
+        padding=((pad, pad + below), (pad, pad)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
@@ -248,18 +248,9 @@ def _direct(
 
 def _padded(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """Convolve with more output rows than input rows, which XLA:CPU's YNN, on one core, cannot."""
-    pad = dilation * (kernel.shape[0] - 1) // 2
 
     def convolve(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1, 1),
-            padding=((pad, pad + 1), (pad, pad)),
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y[:, : x.shape[1]]
+        return _direct(x, kernel, 1, dilation, below=1)[:, : x.shape[1]]
 
     def transpose(kernel: jax.Array, dy: jax.Array) -> jax.Array:
         return convolve(kernel[::-1, ::-1].swapaxes(2, 3), dy)

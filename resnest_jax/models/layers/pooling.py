@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from resnest_jax.models.layers.linear import linear, tangent_of
+from resnest_jax.models.layers.parity import interleave
 from resnest_jax.models.layers.platforms import on_cpu
 
 WINDOW = [(i, j) for i in range(3) for j in range(3)]
@@ -30,8 +31,9 @@ def max_pool(x: jax.Array, platform: str | None = None) -> jax.Array:
 def average_pool(x: jax.Array, strides: int, platform: str | None = None) -> jax.Array:
     """Apply the 3x3 average pool of AVD; its padding of one pixel counts in the mean."""
     if on_cpu(platform):
-        mean, transpose = partial(_mean, strides=strides), partial(_spread, size=x.shape[1:3])
-        return linear(mean, mean if strides == 1 else transpose, (), x)
+        mean = partial(_mean, strides=strides)
+        transposes = {1: mean, 2: partial(_spread, size=x.shape[1:3])}
+        return linear(mean, transposes[strides], (), x) if strides in transposes else mean(x)
     return nn.avg_pool(x, (3, 3), (strides, strides), PADDING)
 
 
@@ -59,7 +61,7 @@ def _spread(dy: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Apply the transpose of ``_mean`` at stride 2; JAX's would store nine padded maps."""
     here, right, below, diagonal = _corners(dy / 9, 0)
     rows = (here, here + right), (here + below, here + right + below + diagonal)
-    return _join(rows, size)
+    return interleave(rows, size)
 
 
 def _corners(y: jax.Array, fill: float) -> list[jax.Array]:
@@ -67,13 +69,6 @@ def _corners(y: jax.Array, fill: float) -> list[jax.Array]:
     rows, columns = y.shape[1:3]
     y = jnp.pad(y, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=fill)
     return [y[:, i : i + rows, j : j + columns] for i in (0, 1) for j in (0, 1)]
-
-
-def _join(rows: tuple, size: tuple[int, ...]) -> jax.Array:
-    """Join the pixels of even and odd rows and columns to one map of this size."""
-    y = jnp.stack([jnp.stack(row, 3) for row in rows], 2)
-    batch, height, _, width, _, channels = y.shape
-    return y.reshape(batch, 2 * height, 2 * width, channels)[:, : size[0], : size[1]]
 
 
 @jax.custom_jvp
@@ -117,4 +112,4 @@ def _max_pool_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 
     even = gather(0, 4), gather(0, 5) + gather(1, 3)
     odd = gather(0, 7) + gather(2, 1), gather(0, 8) + gather(1, 6) + gather(2, 2) + gather(3, 0)
-    return _join((even, odd), x.shape[1:3])
+    return interleave((even, odd), x.shape[1:3])

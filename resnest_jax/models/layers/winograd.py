@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from resnest_jax.models.layers.linear import tangent_of
+from resnest_jax.models.layers.parity import interleave
 
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 ROTATED = [4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
@@ -85,11 +86,10 @@ def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
         return [outputs(product(tiles(x), k), x.shape) for x, k in parts]
 
     def step(i: jax.Array, y: jax.Array) -> jax.Array:
-        channel = 0
+        parts = convolve_chunk(lax.dynamic_slice_in_dim(x, i * chunk, chunk))
         # Group by group: XLA joins a whole chunk by one thread, ten times as slowly as it copies.
-        for part in convolve_chunk(lax.dynamic_slice_in_dim(x, i * chunk, chunk)):
-            y = lax.dynamic_update_slice(y, part, (i * chunk, 0, 0, channel))
-            channel += part.shape[-1]
+        for group, part in enumerate(parts):
+            y = lax.dynamic_update_slice(y, part, (i * chunk, 0, 0, group * part.shape[-1]))
         return y
 
     chunk = _chunk(x.shape)
@@ -162,8 +162,7 @@ def outputs(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return a + b + c, b - c - d
 
     upper, lower = pair(*y.reshape(4, 4, batch, rows, columns, y.shape[-1]))
-    y = jnp.stack([jnp.stack(pair(*upper), 3), jnp.stack(pair(*lower), 3)], 2)
-    return y.reshape(batch, 2 * rows, 2 * columns, y.shape[-1])[:, :height, :width]
+    return interleave((pair(*upper), pair(*lower)), (height, width))
 
 
 def output_tiles(dy: jax.Array) -> jax.Array:
