@@ -14,7 +14,7 @@ from resnest_jax.models import __main__ as models_command
 from resnest_jax.models import zoo
 from resnest_jax.models.layers.activation import relu
 from resnest_jax.models.layers.normalization import BatchNorm
-from resnest_jax.models.layers.regularization import DropBlock, drop_path
+from resnest_jax.models.layers.regularization import drop_block_masks, drop_path
 from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.weights import torch_names
 
@@ -261,22 +261,26 @@ def test_remat_changes_nothing_but_memory():
 
 
 def test_drop_block():
-    """3x3 holes, the same in each image, at the rate gamma; the mean is kept."""
+    """3x3 holes at the rate gamma; the mean is kept; maps are drawn independently."""
     rate, size, channels = 0.1, 14, 4000
-    x = jnp.ones((2, size, size, channels))
+    shapes = [(size, size, channels), (5, 6, 8), (2, 9, 1), (size, size, channels)]
 
-    def drop(progress):
-        rngs = {"dropout": jax.random.key(0)}
-        return np.asarray(DropBlock(rate).apply({}, x, True, progress, rngs=rngs))
+    def draw(progress):
+        return jax.device_get(drop_block_masks(jax.random.key(0), shapes, rate, progress))
 
-    y = drop(1.0)
-    np.testing.assert_array_equal(y[0], y[1])
-    np.testing.assert_allclose(y.mean(), 1, rtol=1e-5)
-    holes = y[0] == 0
+    (y,), small, smallest, (other,) = draw(1.0)
+    assert small.shape == (1, *shapes[1])
+    assert smallest.shape == (1, *shapes[2])
+    assert (smallest == 1).all()  # smaller than a block
+    np.testing.assert_allclose((y.mean(), other.mean()), 1, rtol=1e-5)
+    holes = y == 0
     gamma = rate * size**2 / 9 / (size - 2) ** 2
     # A pixel whose nine neighbours can all be centres is kept with probability (1 - gamma)^9.
     np.testing.assert_allclose(holes[5, 5].mean(), 1 - (1 - gamma) ** 9, atol=0.02)
     np.testing.assert_allclose(holes[0, 0].mean(), gamma, atol=0.01)  # reached by one centre
+    rates = (holes.mean(2), (other == 0).mean(2))
+    both = (holes & (other == 0)).mean()
+    np.testing.assert_allclose(both, (rates[0] * rates[1]).mean(), rtol=0.05)
     # Every hole is a union of 3x3 squares.
     centres = np.stack(
         [holes[i : size - 2 + i, j : size - 2 + j] for i in range(3) for j in range(3)]
@@ -286,9 +290,38 @@ def test_drop_block():
         for j in range(3):
             grown[i : size - 2 + i, j : size - 2 + j] |= centres
     np.testing.assert_array_equal(grown, holes)
-    np.testing.assert_allclose((drop(0.5) == 0).mean() / (y == 0).mean(), 0.5, atol=0.05)
-    assert (drop(0.0) == 1).all()
-    assert (DropBlock(rate).apply({}, x, False, 1.0) == 1).all()
+    np.testing.assert_allclose((draw(0.5)[0] == 0).mean() / holes.mean(), 0.5, atol=0.05)
+    assert all((mask == 1).all() for mask in draw(0.0))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"avd_first": True, "output_stride": 8, "remat": (4,)},
+        {"radix": 0, "attention": "sk", "avd": False, "avg_down": False, "deep_stem": False},
+    ],
+    ids=["resnest", "dilated", "sk"],
+)
+def test_drop_block_in_a_network(fields):
+    """Odd sizes; at a rate near 1 stages 3 and 4 lose almost all, stages 1 and 2 nothing."""
+    model = resnest_jax.create_model("resnest26", **SMALL | fields, drop_block=0.99)
+    images = np.random.default_rng(0).standard_normal((2, 227, 163, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    @jax.jit
+    def maps(progress):
+        rngs, settings = {"dropout": jax.random.key(0)}, {"mutable": ["batch_stats"]}
+        apply = partial(model.apply, variables, method=model.features, rngs=rngs, **settings)
+        return apply(images, True, progress)[0]
+
+    whole, dropped = maps(0.0), maps(1.0)
+    for name in ("c1", "c2", "c3"):
+        np.testing.assert_array_equal(whole[name], dropped[name])
+    for name in ("c4", "c5"):
+        assert whole[name].shape == dropped[name].shape
+        assert np.isfinite(dropped[name]).all()
+        assert np.abs(whole[name] - dropped[name]).mean() > 0.1 * np.abs(whole[name]).mean()
 
 
 def test_drop_path():

@@ -1,6 +1,6 @@
 """ResNeSt and the ResNets it is compared with: stem, block, stages, head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from resnest_jax.models.layers.convolution import Conv, uniform_init
 from resnest_jax.models.layers.normalization import BatchNorm
 from resnest_jax.models.layers.platforms import on_cpu
 from resnest_jax.models.layers.pooling import average_pool, max_pool, shortcut_pool
-from resnest_jax.models.layers.regularization import DropBlock, drop_path
+from resnest_jax.models.layers.regularization import drop_block_masks, drop_path
 from resnest_jax.models.layers.split_attention import SplitAttention
 from resnest_jax.models.resnest_fields import check_fields
 
@@ -51,6 +51,8 @@ class Stem(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, split attention (or a grouped 3x3 at radix 0), 1x1, and the shortcut.
 
+    Each of the three layers is multiplied by a mask of DropBlock, if there are ``masks``.
+
     Attributes:
       planes: base width; the output has ``4 * planes`` channels.
       width: channels of the split attention.
@@ -59,7 +61,7 @@ class Bottleneck(nn.Module):
       avd_first: pool before the 3x3, not after it.
       downsample: the shortcut is a projection.
       platform: target platform of the pools, see ``ResNeSt``.
-      drop_block: rate of DropBlock; drop_path: rate of dropping the branch.
+      drop_path: rate of dropping the branch.
     """
 
     planes: int
@@ -73,7 +75,6 @@ class Bottleneck(nn.Module):
     avd_first: bool
     avg_down: bool
     downsample: bool
-    drop_block: float
     drop_path: float
     last_scale_init: nn.initializers.Initializer
     platform: str | None
@@ -81,23 +82,31 @@ class Bottleneck(nn.Module):
     norm: ModuleDef
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, progress: jax.Array | float) -> jax.Array:
-        def drop_block(x: jax.Array) -> jax.Array:
-            return DropBlock(self.drop_block)(x, train, progress)
+    def __call__(
+        self, x: jax.Array, train: bool, masks: Sequence[jax.Array] | None = None
+    ) -> jax.Array:
+        def drop_block(x: jax.Array, layer: int) -> jax.Array:
+            return x if masks is None else x * masks[layer]
 
         out = self.norm(name="bn1")(self.conv(self.width, name="conv1")(x), train)
-        out = relu(drop_block(out))
+        out = relu(drop_block(out, 0))
         if self.avd and self.avd_first:
             out = average_pool(out, self.strides, self.platform)
-        out = drop_block(self._spatial(out, train))
+        out = drop_block(self._spatial(out, train), 1)
         if self.avd and not self.avd_first:
             out = average_pool(out, self.strides, self.platform)
         out = self.conv(EXPANSION * self.planes, name="conv3")(out)
         out = self.norm(name="bn3", scale_init=self.last_scale_init)(out, train)
         if self.attention == "se":
             out = SqueezeExcitation(conv=self.conv, name="se")(out)
-        out = drop_path(self.drop_path)(drop_block(out), deterministic=not train)
+        out = drop_path(self.drop_path)(drop_block(out, 2), deterministic=not train)
         return relu(out + self._shortcut(x, train))
+
+    def mask_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """Return (H, W, C) of DropBlock's three maps, for an input (B, height, width, C)."""
+        before, after = (height, width), (-(-height // self.strides), -(-width // self.strides))
+        spatial = before if self.avd and not self.avd_first else after
+        return [(*before, self.width), (*spatial, self.width), (*after, EXPANSION * self.planes)]
 
     def _spatial(self, x: jax.Array, train: bool) -> jax.Array:
         strides = 1 if self.avd else self.strides
@@ -252,7 +261,6 @@ class ResNeSt(nn.Module):
                     "avd_first": self.avd_first,
                     "avg_down": self.avg_down,
                     "downsample": first,
-                    "drop_block": self.drop_block if stage >= 3 else 0.0,
                     "drop_path": self.drop_path * len(blocks) / max(sum(self.stage_sizes) - 1, 1),
                     "last_scale_init": zeros if self.zero_init_last else ones,
                 }
@@ -274,13 +282,27 @@ class ResNeSt(nn.Module):
         endpoints = {"c1": x}
         x = max_pool(x, self.platform)
         train_block = nn.jit(_train_block)
+        masks = self._masks(x, progress) if train and self.drop_block else {}
         for name, _ in self.block_settings():
             block = getattr(self, name)
-            x = train_block(block, x, progress) if train else block(x, False, progress)
+            x = train_block(block, x, masks.get(name)) if train else block(x, False)
             if stage_of(name) <= self.frozen_stages:
                 x = lax.stop_gradient(x)
             endpoints[f"c{stage_of(name) + 1}"] = x
         return endpoints
+
+    def _masks(self, x: jax.Array, progress: jax.Array | float) -> dict[str, list[jax.Array]]:
+        """Draw the masks of the blocks of stages 3 and 4, by name; ``x`` enters stage 1."""
+        names, shapes, size = [], [], x.shape[1:3]
+        for name, _ in self.block_settings():
+            maps = getattr(self, name).mask_shapes(*size)
+            size = maps[-1][:2]
+            if stage_of(name) >= 3:
+                names.append(name)
+                shapes += maps
+        rng = self.make_rng("dropout")
+        masks = drop_block_masks(rng, shapes, self.drop_block, progress, self.dtype)
+        return {name: masks[3 * i : 3 * i + 3] for i, name in enumerate(names)}
 
     def __call__(
         self, images: jax.Array, train: bool = False, progress: jax.Array | float = 1.0
@@ -310,9 +332,9 @@ class ResNeSt(nn.Module):
         return self.head(x) if self.num_classes else x
 
 
-def _train_block(block: nn.Module, x: jax.Array, progress: jax.Array | float) -> jax.Array:
+def _train_block(block: nn.Module, x: jax.Array, masks: Sequence[jax.Array] | None) -> jax.Array:
     """Call a block in training; with ``nn.jit`` JAX traces equal blocks once, XLA inlines them."""
-    return block(x, True, progress)
+    return block(x, True, masks)
 
 
 def stage_of(block: str) -> int:
