@@ -292,7 +292,7 @@ class ResNeSt(nn.Module):
         return endpoints
 
     def _masks(self, x: jax.Array, progress: jax.Array | float) -> dict[str, list[jax.Array]]:
-        """Draw the masks of the blocks of stages 3 and 4, by name; ``x`` enters stage 1."""
+        """Draw DropBlock's masks of the blocks of stages 3 and 4; ``x`` enters stage 1."""
         names, shapes, size = [], [], x.shape[1:3]
         for name, _ in self.block_settings():
             maps = getattr(self, name).mask_shapes(*size)
@@ -300,8 +300,8 @@ class ResNeSt(nn.Module):
             if stage_of(name) >= 3:
                 names.append(name)
                 shapes += maps
-        rng = self.make_rng("dropout")
-        masks = drop_block_masks(rng, shapes, self.drop_block, progress, self.dtype)
+        rng, rate = self.make_rng("dropout"), self.drop_block * progress
+        masks = drop_block_masks(rng, shapes, rate, self.dtype)
         return {name: masks[3 * i : 3 * i + 3] for i, name in enumerate(names)}
 
     def __call__(

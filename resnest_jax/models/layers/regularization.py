@@ -12,8 +12,7 @@ from jax import lax
 def drop_block_masks(
     rng: jax.Array,
     shapes: Sequence[tuple[int, int, int]],
-    rate: float,
-    progress: jax.Array | float,
+    rate: jax.Array | float,
     dtype: Dtype = jnp.float32,
 ) -> list[jax.Array]:
     """Draw factors that zero 3x3 blocks of maps (DropBlock, arXiv 1810.12890, Gluon's definition).
@@ -25,8 +24,7 @@ def drop_block_masks(
     Args:
       rng: key of all draws.
       shapes: (H, W, C) of each map.
-      rate: probability that a pixel is dropped, at the end of training.
-      progress: completed fraction of training, from 0 to 1, with which the rate rises.
+      rate: probability that a pixel is dropped.
       dtype: of the factors.
 
     Returns:
@@ -36,7 +34,7 @@ def drop_block_masks(
     # One draw for all maps of a shape: a draw of any size is hundreds of instructions to compile.
     for i, shape in enumerate(sorted(set(shapes))):
         maps = [j for j, other in enumerate(shapes) if other == shape]
-        drawn = _masks(jax.random.fold_in(rng, i), len(maps), shape, rate * progress)
+        drawn = _masks(jax.random.fold_in(rng, i), len(maps), shape, rate)
         masks |= zip(maps, jnp.split(drawn.astype(dtype), len(maps)), strict=True)
     return [masks[i] for i in range(len(shapes))]
 
