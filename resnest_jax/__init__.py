@@ -1,5 +1,6 @@
 """ResNeSt (Split-Attention Networks) in JAX and Flax."""
 
+from resnest_jax.compiling import compiler_options
 from resnest_jax.models.detection.fpn import FPN
 from resnest_jax.models.folding import fold
 from resnest_jax.models.layers.split_attention import SplitAttention
@@ -12,6 +13,7 @@ __all__ = [
     "FPN",
     "ResNeSt",
     "SplitAttention",
+    "compiler_options",
     "create_model",
     "fold",
     "from_torch",

@@ -15,7 +15,7 @@ PACKAGE = "resnest_jax"
 COMMANDS = {"train", "evaluate", "predict", "convert", "export", "prepare", "preview", "to_coco"}
 # From the bottom to the top; a unit imports only lower layers.
 LAYERS = [
-    {"errors"},
+    {"errors", "compiling"},
     {"files"},
     {"lock"},
     {"data", "training", "models"},

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.ablation.jobs import brief, provenance
-from experiments.benchmark.ours import compile_program, training_step
+from experiments.benchmark.ours import infer_program, training_step
 from experiments.timing import random_variables, time_calls
 from resnest_jax import create_model
 from resnest_jax.files import write_json
@@ -74,7 +74,7 @@ def _measure(models: dict[str, ResNeSt], setting: Setting) -> dict[str, dict[str
             "train_mb": None,
         }
         try:
-            infer = compile_program(model.apply, random_variables(model, images), images)
+            infer = infer_program(model.apply, random_variables(model, images), images)
             train = training_step(model, images)
             infer.call(), train.call()
         except jax.errors.JaxRuntimeError as error:  # most likely out of memory

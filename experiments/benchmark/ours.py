@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.timing import random_variables
+from resnest_jax.compiling import compiler_options
 from resnest_jax.models.folding import fold
 from resnest_jax.tasks.classification.recipe import HEAD_ALONE
 from resnest_jax.tasks.classification.task import Classification
@@ -68,7 +69,7 @@ def time_cached(program: Program) -> Program:
 def inference(model, variables: dict, *inputs: jax.Array) -> dict[str, Program]:
     """Return name -> program: the model as trained, and folded."""
     return {
-        "as trained": compile_program(model.apply, variables, *inputs),
+        "as trained": infer_program(model.apply, variables, *inputs),
         "folded": folded(model, variables, *inputs),
     }
 
@@ -76,7 +77,12 @@ def inference(model, variables: dict, *inputs: jax.Array) -> dict[str, Program]:
 def folded(model, variables: dict, *inputs: jax.Array) -> Program:
     """Compile inference with the batch norms folded into the convolutions."""
     folded_model, folded_variables = fold(model, variables)
-    return compile_program(folded_model.apply, folded_variables, *inputs)
+    return infer_program(folded_model.apply, folded_variables, *inputs)
+
+
+def infer_program(function: Callable, *args) -> Program:
+    """Compile inference as the commands do."""
+    return compile_program(function, *args, compiler_options=compiler_options())
 
 
 def training(model, images: jax.Array, head_alone: bool) -> dict[str, Program]:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from resnest_jax.compiling import compiler_options
 from resnest_jax.training.distributed import is_main, local, sum_over_processes
-from resnest_jax.training.mesh import batch_sharding, replicated, shard
+from resnest_jax.training.mesh import batch_sharding, platform_of, replicated, shard
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState
 from resnest_jax.training.task import (
@@ -30,7 +31,8 @@ def make_evaluate_variables(
 ) -> Callable[[Variables], dict[str, float]]:
     """Make ``evaluate(variables)``, as ``make_evaluate`` does, without a run."""
     shardings = EvalOutput._make((replicated(mesh), batch_sharding(mesh)))
-    eval_step = jax.jit(task.eval_step, out_shardings=shardings)
+    options = compiler_options(platform_of(mesh))
+    eval_step = jax.jit(task.eval_step, out_shardings=shardings, compiler_options=options)
 
     def evaluate(variables: Variables) -> dict[str, float]:
         # A moving average may be sharded over the devices.

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from resnest_jax.compiling import compiler_options
 from resnest_jax.config.detection import eval_sides
 from resnest_jax.data.decode import upright_size
 from resnest_jax.data.geometry import Size
@@ -117,7 +118,8 @@ def make_detect(
         apply = views.make_detect(model, detector.variables, flip, make_local_mesh(1))
     else:
         transform = EvalTransform(make_canvases(sizes, *eval_sides(detector.config)), 1)
-        apply = partial(jax.jit(partial(task.detect, model)), jax.device_put(detector.variables))
+        program = jax.jit(partial(task.detect, model), compiler_options=compiler_options())
+        apply = partial(program, jax.device_put(detector.variables))
 
     def detect(photo: np.ndarray) -> Found:
         element = {"image": photo, "boxes": np.zeros((0, 4)), "classes": np.zeros(0), "index": 0}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnest_jax.compiling import compiler_options
 from resnest_jax.data.batches import EvalBatches, LoaderOptions
 from resnest_jax.data.images import Images
 from resnest_jax.data.label_maps import MaskDecoder
@@ -116,7 +117,7 @@ def make_evaluator(
       single: at scale 1 without mirroring.
     """
     mesh = make_local_mesh()
-    apply = jax.jit(segmenter.model.apply)
+    apply = jax.jit(segmenter.model.apply, compiler_options=compiler_options())
     variables = jax.device_put(segmenter.variables, replicated(mesh))
 
     def logits(images: jax.Array) -> jax.Array:
