@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from resnest_jax.compiling import compiler_options
 from resnest_jax.models.detection.detections import Detections, Instances
 from resnest_jax.models.detection.rcnn import RCNN, Pyramid
 from resnest_jax.models.detection.views import mirror, to_image, to_view, unite
 from resnest_jax.models.inputs import normalize_padded
 from resnest_jax.tasks.detection.canvases import Canvases
 from resnest_jax.tasks.detection.transforms import EvalTransform
-from resnest_jax.training.mesh import batch_sharding, replicated, shard
+from resnest_jax.training.mesh import batch_sharding, platform_of, replicated, shard
 from resnest_jax.training.task import HostBatch, Variables
 
 
@@ -63,7 +64,8 @@ def make_detect(
       flip: whether each view is mirrored too.
       mesh: devices of all processes, or of this one.
     """
-    jit = partial(jax.jit, out_shardings=batch_sharding(mesh))
+    options = compiler_options(platform_of(mesh))
+    jit = partial(jax.jit, out_shardings=batch_sharding(mesh), compiler_options=options)
     network, variables = _Network(model), jax.device_put(variables, replicated(mesh))
     detect_in, masks_in = jit(network.detect), jit(network.masks)
     unite_all, join_masks = jit(network.unite), jit(_join)
