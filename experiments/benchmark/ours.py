@@ -81,7 +81,7 @@ def folded(model, variables: dict, *inputs: jax.Array) -> Program:
 
 
 def infer_program(function: Callable, *args) -> Program:
-    """Compile inference as the commands do."""
+    """Compile inference as evaluation does, with its compiler options."""
     return compile_program(function, *args, compiler_options=compiler_options())
 
 
