@@ -8,12 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
-from jax import lax
 
 from resnest_jax.errors import InputError
 from resnest_jax.models.layers import winograd
 from resnest_jax.models.layers.dilation import by_taps, on_phases
-from resnest_jax.models.layers.linear import linear, tangent_of
+from resnest_jax.models.layers.direct import direct, padded
+from resnest_jax.models.layers.linear import tangent_of
 from resnest_jax.models.layers.platforms import ONNX, target
 
 IMPLEMENTATIONS = ("grouped", "split", "padded", "winograd", "patches", "taps")
@@ -104,9 +104,8 @@ def conv2d(
       ``grouped``: XLA's own grouped convolution;
       ``split``: one dense convolution per group, which is on XLA:CPU's fast path forward and
         backward;
-      ``padded``: the same with one row of padding more, whose output is dropped, for one without
-        strides and with an odd kernel: XLA:CPU then uses all cores for narrow outputs too;
-        ``split`` for others and for the kernel gradient;
+      ``padded``: the same in the forms that XLA:CPU does fast, in calls and loops too; without
+        strides there is one row of padding more, whose output is dropped;
       ``winograd``: Winograd's algorithm per group (``layers.winograd``) for 3x3 without strides, on
         every d-th pixel if it is dilated; ``split`` for others;
       ``patches``: the pixels under the kernel concatenated, and one matrix product per group;
@@ -126,8 +125,6 @@ def conv2d(
     settings = (strides, dilation, groups)
     if implementation == "auto":
         implementation = _fastest(x, kernel.shape, *settings, target(platform))
-    if implementation == "padded":  # XLA:CPU has a fast kernel gradient for equal padding only
-        implementation = "padded,padded,split"
     if "," in implementation:
         return _mixed(x, kernel, settings, tuple(implementation.split(",")))
     return _run(x, kernel, settings, implementation)
@@ -183,16 +180,13 @@ def _run(x: jax.Array, kernel: jax.Array, settings: tuple, implementation: str) 
     """Convolve with one implementation, from which the gradients follow."""
     strides, dilation, groups = settings
     if implementation == "grouped":
-        return _direct(x, kernel, *settings)
+        return direct(x, kernel, *settings)
     if implementation == "winograd" and winograd.exists(kernel.shape, strides):
         if dilation == 1:
             return winograd.conv3x3(x, kernel, groups)
         return on_phases(lambda x: winograd.conv3x3(x, kernel, groups), x, dilation)
-    form = partial(
-        _patches if implementation == "patches" else _direct, strides=strides, dilation=dilation
-    )
-    if implementation == "padded" and strides == 1 and kernel.shape[0] % 2:
-        form = partial(_padded, dilation=dilation)
+    form = {"patches": _patches, "padded": padded}.get(implementation, direct)
+    form = partial(form, strides=strides, dilation=dilation)
     if implementation == "taps" and strides == 1:
         form = partial(by_taps, dilation=dilation)
     if groups == 1:
@@ -228,34 +222,6 @@ def _mixed_jvp(settings: tuple, forms: tuple, primals: tuple, tangents: tuple) -
 
 
 _mixed.defjvp(_mixed_jvp, symbolic_zeros=True)
-
-
-def _direct(
-    x: jax.Array, kernel: jax.Array, strides: int, dilation: int, groups: int = 1, below: int = 0
-) -> jax.Array:
-    """Convolve with XLA's own convolution; ``below`` is the number of output rows more."""
-    pad = dilation * (kernel.shape[0] - 1) // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(strides, strides),
-        padding=((pad, pad + below), (pad, pad)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-def _padded(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """Convolve with more output rows than input rows, which XLA:CPU's YNN, on one core, cannot."""
-
-    def convolve(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        return _direct(x, kernel, 1, dilation, below=1)[:, : x.shape[1]]
-
-    def transpose(kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        return convolve(kernel[::-1, ::-1].swapaxes(2, 3), dy)
-
-    return linear(convolve, transpose, (kernel,), x)
 
 
 def _few_taps(height: int, width: int, dilation: int) -> bool:
