@@ -19,7 +19,8 @@ from resnest_jax.models.layers.linear import tangent_of
 from resnest_jax.models.layers.parity import interleave
 
 KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
-ROTATED = [4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)]
+# Of the four sums of an axis. A reversed kernel has the same ones, the first and the last swapped.
+PLAIN, REVERSED = (0, 1, 2, 3), (3, 1, 2, 0)
 # Per chunk; it does not depend on the number of cores, as sums would then round differently.
 CHUNK_TILES = 512
 
@@ -46,9 +47,7 @@ def _conv3x3_jvp(groups: int, primals: tuple, tangents: tuple) -> tuple:
 
     def x_gradient(*args: jax.Array) -> jax.Array:
         *kernels, dy = args
-        # A reversed kernel has the same 16 sums, the first and the last of each axis swapped.
-        rotated = [jnp.concatenate([k[i : i + 1] for i in ROTATED]).swapaxes(1, 2) for k in kernels]
-        return convolve(dy, rotated)
+        return convolve(dy, [k.swapaxes(1, 2) for k in kernels], REVERSED)
 
     def of_kernel(x: jax.Array, dkernel: jax.Array) -> jax.Array:
         return convolve(x, _transform(dkernel, groups))
@@ -75,15 +74,18 @@ def transform_kernel(kernel: Kernel) -> Kernel:
     return (both_axes @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
-def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
+def convolve(
+    x: jax.Array, kernels: Sequence[jax.Array], order: Sequence[int] = PLAIN
+) -> jax.Array:
     """Convolve (B, H, W, C_in), stride 1, padding 1, with one kernel per group.
 
-    The kernels are transformed: (16, C_in / groups, C_out / groups).
+    The kernels are transformed: (16, C_in / groups, C_out / groups). With ``REVERSED`` they are
+    those of the kernels reversed along both axes.
     """
 
     def convolve_chunk(x: jax.Array) -> list[jax.Array]:
         parts = zip(jnp.split(x, len(kernels), -1), kernels, strict=True)
-        return [outputs(product(tiles(x), k), x.shape) for x, k in parts]
+        return [outputs(product(tiles(x, order), k), x.shape, order) for x, k in parts]
 
     def step(i: jax.Array, y: jax.Array) -> jax.Array:
         parts = convolve_chunk(lax.dynamic_slice_in_dim(x, i * chunk, chunk))
@@ -136,16 +138,21 @@ def _chunk(shape: tuple[int, ...]) -> int:
     return max(n for n in range(1, max(fitting, 1) + 1) if batch % n == 0)
 
 
-def tiles(x: jax.Array) -> jax.Array:
+def tiles(x: jax.Array, order: Sequence[int] = PLAIN) -> jax.Array:
     """Transform (B, H, W, C), padded by one pixel, to the sums (16, tiles, C) of its 4x4 tiles."""
+
+    def sums(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> list[jax.Array]:
+        four = a - c, b + c, c - b, b - d
+        return [four[i] for i in order]
+
     _, height, width, channels = x.shape
     rows, columns = -(-height // 2), -(-width // 2)
     pad = ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0))
     x = jnp.pad(x, pad)
-    a, b, c, d = (x[:, i : i + 2 * rows - 1 : 2] for i in range(4))
-    x = jnp.stack([a - c, b + c, c - b, b - d])  # (4, B, rows, 2 * columns + 2, C)
-    a, b, c, d = (x[:, :, :, j : j + 2 * columns - 1 : 2] for j in range(4))
-    return jnp.stack([a - c, b + c, c - b, b - d], 1).reshape(16, -1, channels)
+    x = jnp.stack(sums(*(x[:, i : i + 2 * rows - 1 : 2] for i in range(4))))
+    # (4, B, rows, 2 * columns + 2, C)
+    x = jnp.stack(sums(*(x[:, :, :, j : j + 2 * columns - 1 : 2] for j in range(4))), 1)
+    return x.reshape(16, -1, channels)
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -153,16 +160,17 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))))
 
 
-def outputs(y: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def outputs(y: jax.Array, shape: tuple[int, ...], order: Sequence[int] = PLAIN) -> jax.Array:
     """Transform the products (16, tiles, C) to (B, H, W, C), joining the 2x2 outputs of tiles."""
     batch, height, width, _ = shape
     rows, columns = -(-height // 2), -(-width // 2)
 
-    def pair(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> tuple:
+    def pair(products: jax.Array) -> tuple:
+        a, b, c, d = (products[i] for i in order)
         return a + b + c, b - c - d
 
-    upper, lower = pair(*y.reshape(4, 4, batch, rows, columns, y.shape[-1]))
-    return interleave((pair(*upper), pair(*lower)), (height, width))
+    upper, lower = pair(y.reshape(4, 4, batch, rows, columns, y.shape[-1]))
+    return interleave((pair(upper), pair(lower)), (height, width))
 
 
 def output_tiles(dy: jax.Array) -> jax.Array:
