@@ -74,9 +74,7 @@ def transform_kernel(kernel: Kernel) -> Kernel:
     return (both_axes @ kernel.reshape(9, -1)).reshape(16, *kernel.shape[2:])
 
 
-def convolve(
-    x: jax.Array, kernels: Sequence[jax.Array], order: Sequence[int] = PLAIN
-) -> jax.Array:
+def convolve(x: jax.Array, kernels: Sequence[jax.Array], order: Sequence[int] = PLAIN) -> jax.Array:
     """Convolve (B, H, W, C_in), stride 1, padding 1, with one kernel per group.
 
     The kernels are transformed: (16, C_in / groups, C_out / groups). With ``REVERSED`` they are
