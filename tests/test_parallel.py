@@ -9,7 +9,7 @@ from small_net import small_task
 from test_training import make_run, random_batch, tiny_task
 
 from resnest_jax.training.collectives import collectives
-from resnest_jax.training.mesh import batch_sharding, shard
+from resnest_jax.training.mesh import batch_sharding, make_local_mesh, shard
 from resnest_jax.training.optimizer import make_optimizer
 from resnest_jax.training.state import abstract_state, create_state, initial_state
 from resnest_jax.training.step import jit_train_step, make_train_step
@@ -162,6 +162,14 @@ def test_devices_exchange_the_gradients_once(accumulate):
     statistics = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     total = sum(operation.bytes for operation in found)
     assert size <= total <= accumulate * (1.05 * size + 2 * statistics)
+
+
+def test_the_update_on_cpu_copies_no_parameters():
+    """XLA copies what the update overwrites if the backward pass may still read it then."""
+    run = make_run(small_task(), SGD, make_local_mesh(1))
+    program = jit_train_step(run).lower(abstract_state(run), random_batch(32)).compile().as_text()
+    assert "%state_params__conv2____kernel__" in program
+    assert "copy(%state_params" not in program
 
 
 def test_collectives_are_read_from_the_program():

@@ -1,5 +1,6 @@
 """The two formulations of the paper, and their convolution."""
 
+import re
 from functools import partial
 
 import jax
@@ -66,7 +67,17 @@ def test_attention_is_a_distribution_over_splits():
 @pytest.mark.parametrize("groups", [1, 2, 4, 16])
 @pytest.mark.parametrize(
     ("size", "strides", "dilation"),
-    [(3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 1, 3), (3, 2, 3), (3, 1, 8), (3, 1, 9), (1, 1, 1)],
+    [
+        (3, 1, 1),
+        (3, 2, 1),
+        (3, 1, 2),
+        (3, 1, 3),
+        (3, 2, 3),
+        (7, 2, 1),
+        (3, 1, 8),
+        (3, 1, 9),
+        (1, 1, 1),
+    ],
 )
 def test_convolution_implementations_agree(groups, size, strides, dilation):
     rng = np.random.default_rng(0)
@@ -88,6 +99,24 @@ def test_convolution_implementations_agree(groups, size, strides, dilation):
     for implementation in ("split", "padded", "patches", "taps", "auto", "split,winograd,grouped"):
         for a, b in zip(value_and_gradients(implementation), of_xla, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_convolutions_in_a_loop_have_the_form_that_is_fast_on_cpu(strides):
+    """XLA:CPU has fast routines for one order of axes, and turns others into it outside loops."""
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(conv2d(x, kernel, strides, implementation="padded")))
+
+    def gradients(images, kernel):
+        return jax.lax.map(lambda x: jax.grad(loss, (0, 1))(x, kernel), images)
+
+    shapes = (3, 2, 9, 8, 4), (3, 3, 4, 6)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    program = jax.jit(gradients).lower(*arguments).compile().as_text()
+    orders = re.findall(r" convolution\(.*dim_labels=(\w+->\w+)", program)
+    assert len(orders) == 3
+    assert set(orders) == {"b01f_01io->b01f"}
 
 
 def direct_convolution(x, kernel, strides, dilation, groups):

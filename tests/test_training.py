@@ -138,6 +138,18 @@ def test_accumulated_gradients_are_clipped_as_one():
     np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
 
 
+def test_the_logged_norm_is_that_of_all_gradients():
+    task = small_task()
+    optimizer = make_optimizer(
+        lambda step: 1.0, name="sgd", momentum=0, nesterov=False, weight_decay=0
+    )
+    state = create_state(jax.jit(task.init)(jax.random.key(0)), optimizer)
+    step = jax.jit(make_train_step(make_run(task, optimizer)))
+    after, metrics = step(state, random_batch(32))
+    update = jax.tree.map(jnp.subtract, after.params, state.params)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(update), rtol=1e-4)
+
+
 def state_of(workdir, config):
     """Return the stored state as arrays."""
     run = recipe.build(config)

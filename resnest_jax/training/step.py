@@ -126,8 +126,7 @@ def scan_parts(
         return add(carry, part, jax.random.fold_in(rng, index))
 
     parts = jnp.arange(count), split_batch(batch, count, run.mesh.size)
-    # XLA:CPU runs convolutions in a loop far more slowly than outside a loop.
-    return jax.lax.scan(add_part, start, parts, unroll=platform_of(run.mesh) == "cpu")
+    return jax.lax.scan(add_part, start, parts)
 
 
 def _split_frozen(params: PyTree, freeze: str) -> tuple[PyTree, Callable, Callable]:
