@@ -117,13 +117,13 @@ class PixelBatches:
     def _train_indices(self, step):
         return np.random.default_rng((1, step)).permutation(NUM_TRAIN)[:BATCH]
 
-    def train(self, start_step):
+    def train(self, start_step, workers=None):
         step = start_step
         while True:
             yield self._batch(self._train_indices(step), np.ones(BATCH, bool))
             step += 1
 
-    def eval(self):
+    def eval(self, workers=None):
         for start in range(0, NUM_EVAL, BATCH):
             indices = np.arange(start, start + BATCH)
             yield self._batch(1000 + indices, indices < NUM_EVAL)

@@ -275,14 +275,15 @@ def _is_running(pid):
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
-def test_a_batch_to_look_at_outlives_the_workers(split):
-    """Their memory is reused; batches of evaluation lose their padding."""
+def test_a_batch_to_look_at_outlives_its_stream_and_starts_no_workers(split):
+    """The stream's memory is reused; batches of evaluation lose their padding."""
     memory = {"image": np.arange(3), "valid": np.array([True, True, False])}
 
-    def read(*_):
+    def read(*_, workers):
+        assert workers == 0
         try:
             yield memory
-        finally:  # as when the workers end
+        finally:
             memory["image"][:] = -1
 
     batches = types.SimpleNamespace(train=read, eval=read)

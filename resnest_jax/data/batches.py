@@ -101,10 +101,11 @@ class EvalBatches:
         )
         self._eval_transform, self._workers = transform, options.workers
 
-    def eval(self) -> HostBatches:
-        """Yield every evaluation image once."""
+    def eval(self, workers: int | None = None) -> HostBatches:
+        """Yield every evaluation image once, with ``workers`` processes or those of the options."""
+        workers = self._workers if workers is None else workers
         return eval_batches(
-            self._eval_images, self._eval_transform, self._eval_shard, workers=self._workers
+            self._eval_images, self._eval_transform, self._eval_shard, workers=workers
         )
 
     def eval_indices(self, step: int) -> list[int]:
@@ -163,7 +164,7 @@ class Batches(EvalBatches):
         self._labels = dataset.train_labels() if options.balanced else None
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
-    def train(self, start_step: int) -> HostBatches:
+    def train(self, start_step: int, workers: int | None = None) -> HostBatches:
         """Yield training batches endlessly, starting at a step."""
         order = self._order(grain.MapDataset.source(self._train_images))
         ends = [step for step, _ in self._transforms[1:]] + [None]
@@ -174,7 +175,7 @@ class Batches(EvalBatches):
                 order.random_map(transform.random_map),
                 self._shard,
                 start_step=start_step,
-                workers=self._options.workers,
+                workers=self._workers if workers is None else workers,
             )
             try:
                 yield from itertools.islice(batches, None if end is None else end - start_step)

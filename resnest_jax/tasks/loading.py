@@ -37,9 +37,10 @@ def loader_options(
 
 def read_batch(batches: Batches, split: str, index: int = 0) -> HostBatch:
     """Return a training batch (``train``), or the images of the first of evaluation (``eval``)."""
-    stream = batches.train(index) if split == "train" else batches.eval()
-    with contextlib.closing(stream):  # ends the worker processes
-        batch = jax.tree.map(np.array, next(stream))  # a copy: it is in their shared memory
+    # Without worker processes, which take longer to start than a batch takes to read.
+    stream = batches.train(index, workers=0) if split == "train" else batches.eval(workers=0)
+    with contextlib.closing(stream):
+        batch = jax.tree.map(np.array, next(stream))  # a copy: a stream may reuse its memory
     if split == "train":
         return batch
     return {name: value[batch["valid"]] for name, value in batch.items()}

@@ -32,9 +32,9 @@ class Shown(NamedTuple):
         """Number of images."""
         return self.batches.num_eval
 
-    def eval(self) -> HostBatches:
+    def eval(self, workers: int | None = None) -> HostBatches:
         """Yield every evaluation image once."""
         with image_bar(self.num_eval) as bar:
-            for batch in self.batches.eval():
+            for batch in self.batches.eval(workers):
                 yield batch
                 bar.update(int(batch["valid"].sum()) * jax.process_count())

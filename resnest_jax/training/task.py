@@ -103,8 +103,8 @@ class EvalBatches(Protocol):
     @property
     def num_eval(self) -> int: ...
 
-    def eval(self) -> Generator[HostBatch, None, None]:
-        """Yield every evaluation image once."""
+    def eval(self, workers: int | None = None) -> Generator[HostBatch, None, None]:
+        """Yield every evaluation image once, with ``workers`` processes or those of the options."""
         ...
 
 
@@ -117,7 +117,9 @@ class Batches(EvalBatches, Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
-    def train(self, start_step: int) -> Generator[HostBatch, None, None]:
+    def train(
+        self, start_step: int, workers: int | None = None
+    ) -> Generator[HostBatch, None, None]:
         """Yield training batches endlessly, starting at a step."""
         ...
 
