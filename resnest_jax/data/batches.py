@@ -165,7 +165,7 @@ class Batches(EvalBatches):
         self._indices = self._order(grain.MapDataset.range(self.num_train))
 
     def train(self, start_step: int, workers: int | None = None) -> HostBatches:
-        """Yield training batches endlessly, starting at a step."""
+        """Yield training batches endlessly, starting at a step; ``workers`` as in ``eval``."""
         order = self._order(grain.MapDataset.source(self._train_images))
         ends = [step for step, _ in self._transforms[1:]] + [None]
         for (_, transform), end in zip(self._transforms, ends, strict=True):

@@ -120,7 +120,7 @@ class Batches(EvalBatches, Protocol):
     def train(
         self, start_step: int, workers: int | None = None
     ) -> Generator[HostBatch, None, None]:
-        """Yield training batches endlessly, starting at a step."""
+        """Yield training batches endlessly, starting at a step; ``workers`` as in ``eval``."""
         ...
 
     def train_keys(self, step: int) -> list[str]:
