@@ -1,6 +1,5 @@
 """The training step: a pure function of state and batch."""
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import jax
@@ -10,7 +9,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from resnest_jax.errors import InputError
 from resnest_jax.training.mesh import platform_of, replicated
-from resnest_jax.training.optimizer import trainable
+from resnest_jax.training.optimizer import global_norm, trainable
 from resnest_jax.training.run import Run
 from resnest_jax.training.state import TrainState, abstract_state
 from resnest_jax.training.task import Aux, Batch, Metrics, PyTree
@@ -45,7 +44,7 @@ def make_train_step(run: Run) -> TrainStep:
         (loss, aux), grads = _gradients(run, state, batch, rng, progress)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": _norm(grads), **aux.metrics}
+        metrics = {"loss": loss, "grad_norm": global_norm(grads), **aux.metrics}
         ema = state.ema
         if ema is not None:
             # Warm up the decay: else the first steps would dominate for 1 / (1 - decay) steps.
@@ -87,17 +86,6 @@ def _gradients(
     grads = jax.tree.map(lambda g: g / accumulate, grads)
     aux = Aux(batch_stats, jax.tree.map(lambda x: x.mean(0), metrics))
     return (total / accumulate, aux), fill(grads)
-
-
-def _norm(grads: PyTree) -> jax.Array:
-    """Return the norm of all gradients; squares of equal shape are added before they are summed.
-
-    Every sum is an operation, and XLA:CPU's time to load a program grows with their square.
-    """
-    squares = defaultdict(list)
-    for gradient in jax.tree.leaves(grads):
-        squares[gradient.shape].append(jnp.square(gradient))
-    return jnp.sqrt(sum(jnp.sum(sum(same[1:], same[0])) for same in squares.values()))
 
 
 def _not_inlined(function: Callable) -> Callable:
