@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import importlib.metadata
 import importlib.util
 import io
@@ -92,8 +91,6 @@ def set_up_jax() -> None:
     """Keep compiled programs and freed memory; call it before JAX starts its devices."""
     _keep_compiled()
     _keep_memory()
-    # Tracing makes many objects, and most stay. By default Python looks through new ones each 700.
-    gc.set_threshold(100_000)
 
 
 def _keep_compiled() -> None:
